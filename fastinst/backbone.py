@@ -1,0 +1,185 @@
+"""ResNet, ResNet-d and its deformable variant: images to features of stride 8, 16 and 32.
+
+Modules are named as in torchvision and timm, whose ImageNet checkpoints so load as they are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastinst import ops
+from fastinst.errors import InputError
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics and affine map are buffers, never updated."""
+
+    eps = 1e-5
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
+class DeformableConv2d(nn.Module):
+    """A 3x3 deformable convolution, v1, whose offsets come from a plain 3x3 convolution.
+
+    The offsets start at zero, so that it begins as the plain convolution with its weight.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
+        self.offset = nn.Conv2d(in_channels, 2 * 9, 3, stride, padding=1)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.deform_conv2d(x, self.offset(x), self.weight, stride=self.stride, padding=1)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, of ResNet-18."""
+
+    expansion = 1
+
+    def __init__(self, in_channels, width, stride, downsample, conv, norm):
+        super().__init__()
+        self.conv1 = conv(in_channels, width, stride)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 1)
+        self.bn2 = norm(width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which has the stride and may be deformable), 1x1, of ResNet-50 and deeper."""
+
+    expansion = 4
+
+    def __init__(self, in_channels, width, stride, downsample, conv, norm):
+        super().__init__()
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, stride)
+        self.bn2 = norm(width)
+        self.conv3 = conv1x1(width, width * self.expansion)
+        self.bn3 = norm(width * self.expansion)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one ResNet from another."""
+
+    block: type[BasicBlock] | type[Bottleneck]
+    depths: tuple[int, int, int, int]
+    variant_d: bool = False  # deep stem, average-pooled shortcuts
+    deformable: tuple[bool, bool, bool, bool] = (False, False, False, False)
+
+
+ARCHITECTURES = {
+    "resnet18": Architecture(BasicBlock, (2, 2, 2, 2)),
+    "resnet50": Architecture(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Architecture(Bottleneck, (3, 4, 23, 3)),
+    "resnet50d": Architecture(Bottleneck, (3, 4, 6, 3), variant_d=True),
+    "resnet50d-dcn": Architecture(
+        Bottleneck, (3, 4, 6, 3), variant_d=True, deformable=(False, False, True, True)
+    ),
+}
+
+
+class ResNet(nn.Module):
+    """Images [B, 3, H, W] to (res3, res4, res5), strides 8, 16, 32, with `channels` channels."""
+
+    def __init__(self, name: str, frozen_batch_norm: bool = True):
+        super().__init__()
+        if name not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise InputError(f"unknown backbone {name!r}; the backbones are {known}")
+        architecture = ARCHITECTURES[name]
+        self.norm = FrozenBatchNorm2d if frozen_batch_norm else nn.BatchNorm2d
+        self.channels = tuple(width * architecture.block.expansion for width in (128, 256, 512))
+
+        if architecture.variant_d:
+            self.conv1 = nn.Sequential(
+                *(conv3x3(3, 32, 2), self.norm(32), nn.ReLU()),
+                *(conv3x3(32, 32), self.norm(32), nn.ReLU()),
+                conv3x3(32, 64),
+            )
+        else:
+            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = self.norm(64)
+
+        self.layer1 = self._stage(architecture, 0, in_channels=64)
+        self.layer2 = self._stage(architecture, 1, in_channels=64 * architecture.block.expansion)
+        self.layer3 = self._stage(architecture, 2, in_channels=self.channels[0])
+        self.layer4 = self._stage(architecture, 3, in_channels=self.channels[1])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.bias is None:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(self, architecture: Architecture, index: int, in_channels: int) -> nn.Sequential:
+        conv = DeformableConv2d if architecture.deformable[index] else conv3x3
+        width = 64 * 2**index
+        blocks = []
+        for i in range(architecture.depths[index]):
+            stride = 2 if i == 0 and index > 0 else 1
+            out_channels = width * architecture.block.expansion
+            downsample = self._downsample(architecture, in_channels, out_channels, stride)
+            blocks.append(
+                architecture.block(in_channels, width, stride, downsample, conv, self.norm)
+            )
+            in_channels = out_channels
+        return nn.Sequential(*blocks)
+
+    def _downsample(self, architecture, in_channels, out_channels, stride) -> nn.Module:
+        if stride == 1 and in_channels == out_channels:
+            return nn.Identity()
+        if not architecture.variant_d:
+            return nn.Sequential(
+                conv1x1(in_channels, out_channels, stride), self.norm(out_channels)
+            )
+        pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+        return nn.Sequential(
+            pool if stride == 2 else nn.Identity(),
+            conv1x1(in_channels, out_channels),
+            self.norm(out_channels),
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        res3 = self.layer2(self.layer1(x))
+        res4 = self.layer3(res3)
+        res5 = self.layer4(res4)
+        return res3, res4, res5

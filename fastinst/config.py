@@ -1,0 +1,117 @@
+"""The model's configuration: one frozen dataclass and its named presets."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from fastinst.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Everything that decides what a FastInst model computes and how it is supervised."""
+
+    name: str
+    backbone: str  # a key of fastinst.backbone.ARCHITECTURES
+    test_short_edge: int  # pixels; the image is resized to it before inference ...
+    test_max_edge: int  # ... unless its longer edge would pass this
+    num_layers: int  # of the decoder
+    num_classes: int = 80
+    num_queries: int = 100  # instance activation-guided, the paper's N_a
+    num_aux_queries: int = 8  # learnable, the paper's N_b
+    hidden_dim: int = 256
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    frozen_batch_norm: bool = True  # False: trained, which needs batches of 8 or more
+    local_maximum_first: bool = True  # the supplement's Table III
+
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    class_weight: float = 2.0  # of the loss and of the matching cost
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    proposal_weight: float = 20.0
+    location_weight: float = 1000.0  # of the matching cost alone
+    no_object_weight: float = 0.1
+    num_points: int = 12544  # per mask, in the losses and in the matching
+    oversample_ratio: float = 3.0
+    importance_ratio: float = 0.75
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _has_type(value, field.type):
+                raise InputError(f"{field.name} must be {_type_name(field.type)}, got {value!r}")
+            minimum = 1 if field.type is int and field.name != "num_aux_queries" else 0
+            if field.type in (int, float) and not value >= minimum:
+                raise InputError(f"{field.name} must be at least {minimum}, got {value}")
+        if self.hidden_dim % 32 or self.hidden_dim % self.num_heads:
+            raise InputError(
+                f"hidden_dim must be a multiple of 32 (group normalisation) and of num_heads, "
+                f"got {self.hidden_dim} and {self.num_heads}"
+            )
+
+
+_R50 = {"backbone": "resnet50"}
+_R101 = {"backbone": "resnet101"}
+_R50D_DCN = {"backbone": "resnet50d-dcn"}
+_D1_576 = {"num_layers": 1, "test_short_edge": 576, "test_max_edge": 777}
+_D3_640 = {"num_layers": 3, "test_short_edge": 640, "test_max_edge": 853}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fastinst-d1-r50-576": _R50 | _D1_576,
+    "fastinst-d3-r50-640": _R50 | _D3_640,
+    "fastinst-d3-r101-640": _R101 | _D3_640,
+    "fastinst-d1-r50d-dcn-576": _R50D_DCN | _D1_576,
+    "fastinst-d3-r50d-dcn-640": _R50D_DCN | _D3_640,
+    # For demos and small machines; not the authors'. Trains from scratch in minutes on a CPU.
+    "fastinst-d1-r18-192": {
+        "backbone": "resnet18",
+        "num_layers": 1,
+        "test_short_edge": 192,
+        "test_max_edge": 256,
+        "hidden_dim": 128,
+        "num_heads": 4,
+        "ffn_dim": 512,
+        "frozen_batch_norm": False,
+        "num_points": 2048,
+    },
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return list(PRESETS)
+
+
+def make_config(name: str, **overrides: Any) -> ModelConfig:
+    """The preset `name` with some fields changed.
+
+    Raises InputError for an unknown name or field and for a value of the wrong type or range.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown model {name!r}; the models are {', '.join(PRESETS)}")
+    known = [field.name for field in dataclasses.fields(ModelConfig) if field.name != "name"]
+    for key in overrides:
+        if key not in known:
+            guess = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {guess[0]!r}?" if guess else f"; known: {', '.join(known)}"
+            raise InputError(f"unknown model option {key!r}{hint}")
+    return ModelConfig(**{"name": name} | PRESETS[name] | overrides)
+
+
+def _has_type(value: Any, expected: Any) -> bool:
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected in (bool, str):
+        return isinstance(value, expected)
+    return len(value) == 3 and all(_has_type(v, float) for v in value)  # a pixel triple
+
+
+def _type_name(expected: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
+    return names.get(expected, "three numbers")

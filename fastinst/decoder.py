@@ -1,0 +1,203 @@
+"""The dual-path decoder (paper, section 3.3): pixels and queries update each other in turn."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastinst import ops
+from fastinst.queries import Queries
+
+
+class Prediction(NamedTuple):
+    """What one head says of the N_a activation-guided queries."""
+
+    logits: Tensor  # [B, N_a, K + 1], the last class is no-object
+    masks: Tensor  # [B, N_a, h, w] logits on p3's grid
+
+
+class State(NamedTuple):
+    """Queries [B, N, C] and pixels [B, L, C] between two layers."""
+
+    queries: Tensor
+    pixels: Tensor
+
+
+class Trace(NamedTuple):
+    """All that supervision needs of a pass: L + 1 states, and the prediction made from each."""
+
+    states: list[State]
+    predictions: list[Prediction]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its residual and LayerNorm after it (post-norm).
+
+    x = LN(x + MHA(q = x + x_position, k = memory + memory_position, v = memory))
+    """
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # q, k, v
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        x_position: Tensor,
+        memory: Tensor,
+        memory_position: Tensor,
+        attend: Tensor | None = None,
+    ) -> Tensor:
+        """x [B, N, C], memory [B, M, C]; `attend` as in `ops.masked_cross_attention`."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        inputs = (x + x_position, memory + memory_position, memory)
+        query, key, value = (
+            F.linear(y, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for y, weight, bias in zip(inputs, weights, biases, strict=True)
+        )
+        if attend is None:
+            out = F.scaled_dot_product_attention(query, key, value)
+        else:
+            out = ops.masked_cross_attention(query, key, value, attend)
+        return self.norm(x + self.out_proj(out.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """x = LN(x + W2 ReLU(W1 x))."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.norm = nn.LayerNorm(dim)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class DualPathLayer(nn.Module):
+    """One exchange: pixels read the queries, then queries read the new pixels and each other."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.pixel_attention = Attention(dim, num_heads)
+        self.pixel_ffn = FeedForward(dim, ffn_dim)
+        self.query_attention = Attention(dim, num_heads)
+        self.self_attention = Attention(dim, num_heads)
+        self.query_ffn = FeedForward(dim, ffn_dim)
+
+    def forward(
+        self, state: State, query_position: Tensor, pixel_position: Tensor, attend: Tensor
+    ) -> State:
+        queries, pixels = state
+        pixels = self.pixel_attention(pixels, pixel_position, queries, query_position)
+        pixels = self.pixel_ffn(pixels)
+        queries = self.query_attention(queries, query_position, pixels, pixel_position, attend)
+        queries = self.self_attention(queries, query_position, queries, query_position)
+        queries = self.query_ffn(queries)
+        return State(queries, pixels)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *dims: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Linear(i, o) for i, o in zip(dims[:-1], dims[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class PredictionHead(nn.Module):
+    """Classes and masks of the queries; a mask is a dot product with the mapped pixels."""
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.class_mlp = MLP(dim, dim, dim, num_classes + 1)
+        self.mask_mlp = MLP(dim, dim, dim, dim)
+        self.pixel_map = nn.Linear(dim, dim)
+
+    def classes(self, queries: Tensor) -> Tensor:
+        """[B, N, C] to [B, N, K + 1]."""
+        return self.class_mlp(self.norm(queries))
+
+    def masks(self, queries: Tensor, pixels: Tensor) -> Tensor:
+        """[B, N, C] and [B, L, C] to logits [B, N, L]."""
+        return self.mask_mlp(self.norm(queries)) @ self.pixel_map(pixels).transpose(1, 2)
+
+
+class DualPathDecoder(nn.Module):
+    """L dual-path layers, with a prediction head before the first and after each."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, num_classes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DualPathLayer(dim, num_heads, ffn_dim) for _ in range(num_layers)
+        )
+        self.heads = nn.ModuleList(PredictionHead(dim, num_classes) for _ in range(num_layers + 1))
+
+    def forward(self, p3: Tensor, pixel_position: Tensor, queries: Queries) -> Prediction:
+        """The last head's prediction; earlier ones only mask the attention."""
+        state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
+        head = self.heads[0]
+        for layer, next_head in zip(self.layers, self.heads[1:], strict=True):
+            attend = head.masks(state.queries[:, :num_guided], state.pixels) >= 0
+            state = layer(state, queries.positions, pixel_position, attend)
+            head = next_head
+        return self._predict(head, state, num_guided, p3.shape[2:])
+
+    def trace(self, p3: Tensor, pixel_position: Tensor, queries: Queries) -> Trace:
+        """The same pass with every head's prediction and every state kept, for training."""
+        state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
+        trace = Trace([state], [self._predict(self.heads[0], state, num_guided, p3.shape[2:])])
+        for layer, head in zip(self.layers, self.heads[1:], strict=True):
+            attend = trace.predictions[-1].masks.detach().flatten(2) >= 0
+            state = layer(state, queries.positions, pixel_position, attend)
+            trace.states.append(state)
+            trace.predictions.append(self._predict(head, state, num_guided, p3.shape[2:]))
+        return trace
+
+    def guided(
+        self, trace: Trace, pixel_position: Tensor, queries: Queries, attend: Tensor
+    ) -> list[Prediction]:
+        """Each layer once more, from its own output, where ground-truth masks say (section 3.4).
+
+        attend: [B, N_a, h, w] bool on p3's grid, True where a query may look
+        """
+        pixel_position = pixel_position.flatten(2).transpose(1, 2)
+        num_guided, size = attend.shape[1], attend.shape[2:]
+        predictions = []
+        for layer, head, state in zip(self.layers, self.heads[1:], trace.states[1:], strict=True):
+            state = layer(state, queries.positions, pixel_position, attend.flatten(2))
+            predictions.append(self._predict(head, state, num_guided, size))
+        return predictions
+
+    @staticmethod
+    def _start(p3: Tensor, pixel_position: Tensor, queries: Queries) -> tuple[State, Tensor, int]:
+        pixels, pixel_position = (x.flatten(2).transpose(1, 2) for x in (p3, pixel_position))
+        return State(queries.features, pixels), pixel_position, queries.indices.shape[1]
+
+    @staticmethod
+    def _predict(
+        head: PredictionHead, state: State, num_guided: int, size: torch.Size
+    ) -> Prediction:
+        queries = state.queries[:, :num_guided]
+        masks = head.masks(queries, state.pixels).unflatten(2, tuple(size))
+        return Prediction(head.classes(queries), masks)

@@ -1,0 +1,131 @@
+"""The parameter names of the authors' release, and loading by them."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastinst.errors import InputError
+from fastinst.model import FastInst
+
+_PIXELS = "sem_seg_head.pixel_decoder."
+_HEAD = "sem_seg_head.predictor."
+
+# Our names to the release's. The release numbers the levels from 1 at res3.
+_RULES = [
+    (r"pixel_decoder\.laterals\.(\d)\.conv\.", lambda m: f"{_PIXELS}adapter_{int(m[1]) + 1}."),
+    (r"pixel_decoder\.laterals\.(\d)\.norm\.", lambda m: f"{_PIXELS}adapter_{int(m[1]) + 1}.norm."),
+    (r"pixel_decoder\.outputs\.(\d)\.conv\.", lambda m: f"{_PIXELS}layer_{int(m[1]) + 1}."),
+    (r"pixel_decoder\.outputs\.(\d)\.norm\.", lambda m: f"{_PIXELS}layer_{int(m[1]) + 1}.norm."),
+    (r"pixel_decoder\.ppm\.stages\.(\d)\.", rf"{_PIXELS}ppm.stages.\1.1."),
+    (r"pixel_decoder\.ppm\.bottleneck\.", rf"{_PIXELS}ppm.bottleneck."),
+    (r"positions\.weight", rf"{_HEAD}meta_pos_embed"),
+    (r"queries\.aux_features", rf"{_HEAD}empty_query_features.weight"),
+    (r"queries\.aux_positions", rf"{_HEAD}empty_query_pos_embed.weight"),
+    (r"queries\.conv\.", rf"{_HEAD}query_proposal.conv_proposal_cls_logits.0."),
+    (r"queries\.classifier\.", rf"{_HEAD}query_proposal.conv_proposal_cls_logits.2."),
+    (
+        r"decoder\.layers\.(\d+)\.pixel_attention\.norm\.",
+        rf"{_HEAD}transformer_mask_cross_attention_layers.\1.norm.",
+    ),
+    (
+        r"decoder\.layers\.(\d+)\.pixel_attention\.",
+        rf"{_HEAD}transformer_mask_cross_attention_layers.\1.multihead_attn.",
+    ),
+    (
+        r"decoder\.layers\.(\d+)\.query_attention\.norm\.",
+        rf"{_HEAD}transformer_query_cross_attention_layers.\1.norm.",
+    ),
+    (
+        r"decoder\.layers\.(\d+)\.query_attention\.",
+        rf"{_HEAD}transformer_query_cross_attention_layers.\1.multihead_attn.",
+    ),
+    (
+        r"decoder\.layers\.(\d+)\.self_attention\.norm\.",
+        rf"{_HEAD}transformer_query_self_attention_layers.\1.norm.",
+    ),
+    (
+        r"decoder\.layers\.(\d+)\.self_attention\.",
+        rf"{_HEAD}transformer_query_self_attention_layers.\1.self_attn.",
+    ),
+    (r"decoder\.layers\.(\d+)\.pixel_ffn\.", rf"{_HEAD}transformer_mask_ffn_layers.\1."),
+    (r"decoder\.layers\.(\d+)\.query_ffn\.", rf"{_HEAD}transformer_query_ffn_layers.\1."),
+    (r"decoder\.heads\.(\d+)\.norm\.", rf"{_HEAD}decoder_query_norm_layers.\1."),
+    (r"decoder\.heads\.(\d+)\.class_mlp\.", rf"{_HEAD}class_embed_layers.\1."),
+    (r"decoder\.heads\.(\d+)\.mask_mlp\.", rf"{_HEAD}mask_embed_layers.\1."),
+    (r"decoder\.heads\.(\d+)\.pixel_map\.", rf"{_HEAD}mask_features_layers.\1."),
+    (r"(backbone\..*\.conv2)\.offset\.", r"\1_offset."),
+]
+# R50 and R101 are detectron2's in the release, R50-d is timm's, whose names are ours.
+_DETECTRON2_RULES = [
+    (r"backbone\.conv1\.", "backbone.stem.conv1."),
+    (r"backbone\.bn1\.", "backbone.stem.conv1.norm."),
+    (r"backbone\.layer(\d)\.(\d+)\.downsample\.0\.", lambda m: f"{_block(m)}.shortcut."),
+    (r"backbone\.layer(\d)\.(\d+)\.downsample\.1\.", lambda m: f"{_block(m)}.shortcut.norm."),
+    (r"backbone\.layer(\d)\.(\d+)\.bn(\d)\.", lambda m: f"{_block(m)}.conv{m[3]}.norm."),
+    (r"backbone\.layer(\d)\.(\d+)\.conv(\d)\.", lambda m: f"{_block(m)}.conv{m[3]}."),
+]
+
+
+def _block(match: re.Match) -> str:
+    return f"backbone.res{int(match[1]) + 1}.{match[2]}"
+
+
+def official_names(model: FastInst) -> dict[str, str]:
+    """Our state-dict name of each tensor to the release's; a bijection.
+
+    Batch counters of trainable batch norms, which the release does not have, are left out.
+    """
+    variant_d = "backbone.conv1.0.weight" in model.state_dict()
+    rules = _RULES if variant_d else _RULES + _DETECTRON2_RULES
+    names = {}
+    for ours in model.state_dict():
+        if ours.endswith("num_batches_tracked"):
+            continue
+        names[ours] = ours
+        for pattern, replacement in rules:
+            renamed, count = re.subn(rf"^{pattern}", replacement, ours)
+            if count:
+                names[ours] = renamed
+                break
+    return names
+
+
+def load_official(model: FastInst, state_dict: Mapping[str, Tensor | np.ndarray]) -> None:
+    """Copies a state dict with the release's names into `model`, all of it or nothing.
+
+    Values are converted to the model's dtype and device. `criterion.empty_weight`, a constant of
+    the release's losses, is passed over.
+
+    Raises:
+        InputError: lists every name that is missing, unexpected or of the wrong shape.
+    """
+    given = {name: torch.as_tensor(value) for name, value in state_dict.items()}
+    own = model.state_dict()
+    renamed, missing, wrong = {}, [], []
+    for ours, official in official_names(model).items():
+        if official not in given:
+            missing.append(official)
+            continue
+        renamed[ours] = given.pop(official)
+        if renamed[ours].shape != own[ours].shape:
+            shapes = tuple(renamed[ours].shape), tuple(own[ours].shape)
+            wrong.append(f"{official} has shape {shapes[0]}, the model's is {shapes[1]}")
+    unexpected = [name for name in given if not name.endswith("criterion.empty_weight")]
+    problems = [
+        f"{title}: {', '.join(names)}"
+        for title, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"these weights are not of {model.config.name} with {model.config.num_classes} "
+            f"classes; {'; '.join(problems)}"
+        )
+    model.load_state_dict(own | renamed)

@@ -1,0 +1,287 @@
+"""Deformable convolution, v1 (arXiv 1703.06211) and v2 (arXiv 1811.11168).
+
+    out[y] = bias + sum over taps k of weight[:, :, k] @ mask[k, y] * input(y s - p + k d + offset)
+
+where input(.) is bilinear with zeros outside. Sampling rows are computed once per pixel
+and tap and shared by all channels; columns are gathered channels-last, so that each corner is
+one contiguous row; the rest is a matrix product. Coordinates are float32 or wider.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Deformable convolution, with the signature of torchvision's.
+
+    Args:
+        input: [B, C, H, W]
+        offset: [B, 2 * G * kh * kw, h, w], in pixels, (dy, dx) for each tap of each of the G
+            offset groups
+        weight: [C_out, C / groups, kh, kw]; its shape tells the number of weight groups
+        bias: [C_out]
+        stride, padding, dilation: one integer, or one for each of height and width
+        mask: [B, G * kh * kw, h, w], the modulation of v2
+
+    Returns:
+        [B, C_out, h, w] in the dtype of `input`
+
+    Raises:
+        ValueError: shapes or arguments that do not fit, by name.
+    """
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    _check(input, offset, weight, bias, stride, padding, dilation, mask)
+    return _deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+
+
+@torch.library.custom_op("fastinst::deform_conv2d", mutates_args=())
+def _deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    taps = _sampling_taps(input, offset, mask, weight, stride, padding, dilation)
+    columns = _gather_columns(input, weight, taps)
+    out = torch.einsum("blkgi,goik->blgo", columns, _grouped_weight(input, weight, columns.dtype))
+    out = out.flatten(2)  # [B, h w, C_out]
+    if bias is not None:
+        out = out + bias
+    batch, _, height, width = offset.shape
+    return out.to(input.dtype).transpose(1, 2).reshape(batch, -1, height, width).contiguous()
+
+
+@torch.library.custom_op("fastinst::deform_conv2d_backward", mutates_args=())
+def _deform_conv2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of input, offset, weight, bias and mask (of no elements without a mask)."""
+    taps = _sampling_taps(input, offset, mask, weight, stride, padding, dilation)
+    columns = _gather_columns(input, weight, taps)
+    dtype = columns.dtype
+    grad = grad.flatten(2).transpose(1, 2).to(dtype)  # [B, h w, C_out]
+    grad_out = grad.unflatten(2, (columns.shape[3], -1))
+    grad_weight = torch.einsum("blgo,blkgi->goik", grad_out, columns)
+    grad_columns = torch.einsum(
+        "blgo,goik->blkgi", grad_out, _grouped_weight(input, weight, dtype)
+    ).reshape(*taps.modulation.shape, -1)  # [B, l, K, G, C / G]
+
+    rows = _rows(input, taps).to(dtype)
+    grad_rows = torch.zeros_like(rows)
+    grad_y, grad_x, grad_mask = (torch.zeros_like(taps.modulation) for _ in range(3))
+    for index, weight_, weight_dy, weight_dx in zip(*taps[:4], strict=True):
+        scaled = grad_columns * (weight_ * taps.modulation).unsqueeze(-1)
+        grad_rows.index_add_(0, index.flatten(), scaled.flatten(0, 3))
+        inner = (rows[index] * grad_columns).sum(-1)  # d loss / d (this corner's weight)
+        grad_mask += weight_ * inner
+        grad_y += weight_dy * taps.modulation * inner
+        grad_x += weight_dx * taps.modulation * inner
+
+    batch, channels, height, width = input.shape
+    grad_input = grad_rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    grad_offset = torch.stack([grad_y, grad_x], dim=-1).permute(0, 3, 2, 4, 1)  # [B, G, K, 2, l]
+    return (
+        grad_input.to(input.dtype).contiguous(),
+        grad_offset.to(offset.dtype).reshape(offset.shape).contiguous(),
+        grad_weight.reshape(weight.shape).to(weight.dtype),
+        grad.sum((0, 1)),
+        grad.new_empty(0)
+        if mask is None
+        else grad_mask.permute(0, 3, 2, 1).reshape(mask.shape).to(mask.dtype),
+    )
+
+
+class _Taps(NamedTuple):
+    """Where the columns come from: four corners, each [B, l, K, G] for l = h w output pixels."""
+
+    rows: tuple[Tensor, ...]  # int64 into `_rows`
+    weights: tuple[Tensor, ...]  # bilinear, 0 for a corner outside
+    weights_dy: tuple[Tensor, ...]  # their derivatives
+    weights_dx: tuple[Tensor, ...]
+    modulation: Tensor  # [B, l, K, G], the mask of v2, else 1
+
+
+def _sampling_taps(input, offset, mask, weight, stride, padding, dilation) -> _Taps:
+    kernel_height, kernel_width = weight.shape[2:]
+    batch, _, out_height, out_width = offset.shape
+    height, width = input.shape[2:]
+    num_taps = kernel_height * kernel_width
+    groups = offset.shape[1] // (2 * num_taps)
+    dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
+    device = input.device
+
+    pixel = torch.arange(out_height * out_width, device=device)[:, None, None]
+    tap = torch.arange(num_taps, device=device)[:, None]
+    y = pixel // out_width * stride[0] - padding[0] + tap // kernel_width * dilation[0]
+    x = pixel % out_width * stride[1] - padding[1] + tap % kernel_width * dilation[1]
+    offset = offset.to(dtype).reshape(batch, groups, num_taps, 2, -1).permute(3, 0, 4, 2, 1)
+    y, x = y + offset[0], x + offset[1]
+    modulation = (
+        torch.ones_like(y)
+        if mask is None
+        else mask.to(dtype).reshape(batch, groups, num_taps, -1).permute(0, 3, 2, 1)
+    )
+
+    # Clamping keeps huge and non-finite offsets inside the integers; what lies a pixel or more
+    # outside has no weight either way.
+    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
+    y, x = y.clamp(-1, height), x.clamp(-1, width)
+    top, left = y.floor(), x.floor()
+    fraction_y, fraction_x = y - top, x - left
+    image = torch.arange(batch, device=device)[:, None, None, None]
+    group = torch.arange(groups, device=device)
+    corners = []
+    for below in (0, 1):
+        for right in (0, 1):
+            row, column = top.long() + below, left.long() + right
+            valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+            weight_y = fraction_y if below else 1 - fraction_y
+            weight_x = fraction_x if right else 1 - fraction_x
+            corners.append(
+                (
+                    ((image * height + row) * width + column) * groups + group,
+                    torch.where(valid, weight_y * weight_x, 0.0),
+                    torch.where(valid, weight_x if below else -weight_x, 0.0),
+                    torch.where(valid, weight_y if right else -weight_y, 0.0),
+                )
+            )
+    return _Taps(*zip(*corners, strict=True), modulation)
+
+
+def _rows(input: Tensor, taps: _Taps) -> Tensor:
+    """[B, C, H, W] to one row of channels per image, pixel and offset group: [B H W G, C / G]."""
+    return input.permute(0, 2, 3, 1).reshape(-1, input.shape[1] // taps.modulation.shape[3])
+
+
+def _gather_columns(input: Tensor, weight: Tensor, taps: _Taps) -> Tensor:
+    """[B, l, K, groups, C / groups], sampled and modulated."""
+    rows = _rows(input, taps).to(taps.modulation.dtype)
+    columns = sum(
+        rows[index] * (corner * taps.modulation).unsqueeze(-1)
+        for index, corner in zip(taps.rows, taps.weights, strict=True)
+    )
+    return columns.reshape(*columns.shape[:3], -1, weight.shape[1])
+
+
+def _grouped_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[C_out, C / groups, kh, kw] to [groups, C_out / groups, C / groups, kh kw]."""
+    groups = input.shape[1] // weight.shape[1]
+    return weight.to(dtype).flatten(2).unflatten(0, (groups, -1))
+
+
+@_deform_conv2d.register_fake
+def _(input, offset, weight, bias, mask, stride, padding, dilation):
+    return input.new_empty(offset.shape[0], weight.shape[0], *offset.shape[2:])
+
+
+@_deform_conv2d_backward.register_fake
+def _(grad, input, offset, weight, mask, stride, padding, dilation):
+    dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
+    return (
+        input.new_empty(input.shape),
+        offset.new_empty(offset.shape),
+        weight.new_empty(weight.shape),
+        grad.new_empty(weight.shape[0], dtype=dtype),
+        grad.new_empty(0) if mask is None else mask.new_empty(mask.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    input, offset, weight, bias, mask, *ctx.geometry = inputs
+    ctx.save_for_backward(input, offset, weight, bias, mask)
+
+
+def _backward(ctx, grad):
+    input, offset, weight, bias, mask = ctx.saved_tensors
+    grad_input, grad_offset, grad_weight, grad_bias, grad_mask = _deform_conv2d_backward(
+        grad, input, offset, weight, mask, *ctx.geometry
+    )
+    return (
+        grad_input,
+        grad_offset,
+        grad_weight,
+        None if bias is None else grad_bias.to(bias.dtype),
+        None if mask is None else grad_mask,
+        *(None, None, None),
+    )
+
+
+_deform_conv2d.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
+    for name, tensor in (("input", input), ("offset", offset), ("weight", weight), ("mask", mask)):
+        if tensor is not None and tensor.dim() != 4:
+            raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(tensor.shape)}")
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{name} is on {tensor.device}, input on {input.device}")
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+    for name, value, least in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if len(value) != 2 or min(value) < least:
+            raise ValueError(f"{name} must be two integers of at least {least}, got {value}")
+    out_channels, group_channels, *kernel = weight.shape
+    channels = input.shape[1]
+    if (
+        group_channels == 0
+        or channels % group_channels
+        or out_channels % (channels // group_channels)
+    ):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} does not fit an input of {channels} channels: "
+            f"its second size must divide them, and their quotient its first"
+        )
+    if bias is not None and bias.shape != (out_channels,):
+        raise ValueError(f"bias must have shape ({out_channels},), got {tuple(bias.shape)}")
+    taps = math.prod(kernel)
+    if (
+        offset.shape[1] == 0
+        or offset.shape[1] % (2 * taps)
+        or channels % (offset.shape[1] // (2 * taps))
+    ):
+        raise ValueError(
+            f"offset must have 2 * groups * {taps} channels, with groups dividing the input's "
+            f"{channels}, got {offset.shape[1]}"
+        )
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(input.shape[2:], padding, dilation, kernel, stride, strict=True)
+    ]
+    expected = (input.shape[0], offset.shape[1], *size)
+    if tuple(offset.shape) != expected:
+        raise ValueError(f"offset must have shape {expected}, got {tuple(offset.shape)}")
+    expected = (input.shape[0], offset.shape[1] // 2, *size)
+    if mask is not None and tuple(mask.shape) != expected:
+        raise ValueError(f"mask must have shape {expected}, got {tuple(mask.shape)}")

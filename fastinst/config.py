@@ -17,6 +17,8 @@ class ModelConfig:
     test_short_edge: int  # pixels; the image is resized to it before inference ...
     test_max_edge: int  # ... unless its longer edge would pass this
     num_layers: int  # of the decoder
+    train_short_edge: int = 640  # the largest of training's random sizes
+    train_max_edge: int = 853
     num_classes: int = 80
     num_queries: int = 100  # instance activation-guided, the paper's N_a
     num_aux_queries: int = 8  # learnable, the paper's N_b
@@ -72,6 +74,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_layers": 1,
         "test_short_edge": 192,
         "test_max_edge": 256,
+        "train_short_edge": 192,
+        "train_max_edge": 256,
         "hidden_dim": 128,
         "num_heads": 4,
         "ffn_dim": 512,

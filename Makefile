@@ -1,0 +1,45 @@
+# Needs Python >= 3.10 and a C++ compiler; everything else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := fastinst tests train.py evaluate.py predict.py benchmark.py setup.py
+# Other builds of torch: make TORCH="torch==2.14.0 --index-url ..."
+TORCH ?= torch==2.13.0
+
+.PHONY: install demo test lint format clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastinst needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Data, training, evaluation and pictures, in under ten minutes on two CPU cores.
+demo: install
+	$(BIN)/python -m fastinst.data.demo demo/data
+	rm -rf demo/run
+	$(BIN)/python train.py --data demo/data --model fastinst-d1-r18-192 --output demo/run \
+		--steps 300 --batch-size 8 --lr 1e-3 --backbone-lr 1 --flip-only --eval-every 150
+	$(BIN)/python evaluate.py demo/run/last.pt --data demo/data --output demo/evaluation.json
+	$(BIN)/python predict.py demo/run/last.pt demo/data/val --output demo/pictures \
+		--ground-truth demo/data/annotations/instances_val.json
+	@echo "Pictures of predictions beside ground truth: demo/pictures"
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: install
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf demo build *.egg-info .pytest_cache .ruff_cache

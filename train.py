@@ -1,0 +1,377 @@
+"""Train FastInst on a data set in COCO format.
+
+    python train.py --data DATA --model fastinst-d3-r50-640 --backbone-weights resnet50.pth
+    python train.py --data DATA --model fastinst-d1-r18-192 --epochs 60 --lr 5e-4
+    torchrun --nproc-per-node 4 train.py --data DATA --weights fastinst-d3-r50-640
+    python train.py --resume runs/fastinst-d3-r50-640
+
+DATA is a folder in any common COCO layout, or a JSON file. Everything goes to one folder:
+last.pt, best.pt (by mask AP) and log.csv.
+"""
+
+import argparse
+import ast
+import csv
+import math
+import os
+import signal
+import time
+import zlib
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+from fastinst.weights import (
+    load_backbone,
+    load_model,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import fastinst
+from fastinst.data.augment import Augmentation
+from fastinst.data.coco import CocoDataset, check_images, find_coco, load_coco
+from fastinst.data.loader import EpochSampler, TrainingImages, collate
+from fastinst.device import choose_device
+from fastinst.errors import InputError, run
+from fastinst.files import make_output_folder
+from fastinst.metrics.coco import evaluate, format_table
+from fastinst.optimizer import DROPS, lr_factor, parameter_groups
+
+LOSS_KINDS = ("loss_ce", "loss_mask", "loss_dice", "loss_proposal")
+LOG_COLUMNS = ("step", "epoch", "seconds", "lr", "loss", *LOSS_KINDS, "AP", "AP50")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", help="folder or COCO JSON to train on")
+    add("--val", help="folder or COCO JSON to evaluate on [found in --data]")
+    add("--model", default="fastinst-d3-r50-640", help=", ".join(fastinst.list_models()))
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields of ModelConfig")
+    add("--size", type=int, help="shorter image edge, for training and testing [the model's]")
+    add("--weights", help="start from a checkpoint, a release .pth or a model name")
+    add(
+        "--backbone-weights",
+        help="start from an ImageNet backbone of torchvision, timm, detectron2",
+    )
+    add("--resume", help="continue a run: its folder or its last.pt; other options override")
+    add("--output", help="folder of the run [runs/MODEL]")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=float, default=50.0)
+    length.add_argument("--steps", type=int, help="instead of --epochs")
+    add("--batch-size", type=int, default=16, help="over all processes")
+    add("--lr", type=float, default=1e-4)
+    add("--backbone-lr", type=float, default=0.1, help="as a factor of --lr")
+    add("--weight-decay", type=float, default=0.05)
+    add("--warmup", type=int, default=10, help="steps")
+    add("--clip", type=float, default=0.0, help="largest gradient norm, 0 for none")
+    add("--flip-only", action="store_true", help="no random crop and no random size")
+    add("--amp", choices=("auto", "off", "float16", "bfloat16"), default="auto")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+    add("--workers", type=int, default=min(4, os.cpu_count() or 1))
+    add("--eval-every", type=int, help="steps between evaluations and saves [an epoch]")
+    add("--seed", type=int, default=0)
+    add("--skip-image-check", action="store_true", help="do not decode every image first")
+    args = parser.parse_args()
+    if args.resume:
+        path = Path(args.resume)
+        path = path / "last.pt" if path.is_dir() else path
+        training = read_checkpoint(path).get("training")
+        if not training:
+            raise InputError(f"{path} holds no training state to resume; pass it as --weights")
+        saved = training["arguments"]
+        if args.epochs != parser.get_default("epochs"):
+            saved["steps"] = None  # an explicit --epochs replaces the run's --steps
+        parser.set_defaults(**saved)
+        args = parser.parse_args()
+        args.resume = str(path)
+        for fixed in ("model", "set", "size", "batch_size", "seed"):
+            if getattr(args, fixed) != saved[fixed]:
+                raise InputError(f"--{fixed.replace('_', '-')} cannot change when resuming {path}")
+    if not args.data:
+        parser.error("--data is needed")
+    if args.batch_size < 1 or args.lr <= 0 or args.epochs <= 0 or (args.steps or 1) < 1:
+        parser.error("--batch-size, --lr, --epochs and --steps must be positive")
+    args.output = args.output or f"runs/{args.model}"
+    return args
+
+
+class TrainingStep(nn.Module):
+    """The losses as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch, targets):
+        return self.model.loss(batch, targets)
+
+
+def model_options(args: argparse.Namespace) -> dict:
+    options = {}
+    for item in args.set:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise InputError(f"--set needs KEY=VALUE, got {item!r}")
+        value = {"true": "True", "false": "False"}.get(value, value)
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    if args.size:
+        longest = round(args.size * 4 / 3)
+        options |= {"test_short_edge": args.size, "test_max_edge": longest}
+        options |= {"train_short_edge": args.size, "train_max_edge": longest}
+    return options
+
+
+def find_data(args: argparse.Namespace):
+    """The training set, and the validation set or None."""
+    train = load_coco(*find_coco(args.data, "train"))
+    if args.val:
+        return train, load_coco(*find_coco(args.val, "val"))
+    try:
+        found = find_coco(args.data, "val")
+    except InputError:
+        return train, None
+    return train, load_coco(*found) if found[0] != train.json_path else None
+
+
+def build_model(args: argparse.Namespace, num_classes: int, say) -> nn.Module:
+    """A model with the weights that the arguments ask for."""
+    if args.resume:
+        return load_model(args.resume)[0]
+    model = fastinst.create_model(args.model, num_classes, **model_options(args))
+    if args.weights:
+        fresh = load_weights(model, args.weights)
+        say(f"weights: {args.weights}" + (f"; starting anew: {', '.join(fresh)}" if fresh else ""))
+    elif args.backbone_weights:
+        load_backbone(model, args.backbone_weights)
+        say(f"backbone weights: {args.backbone_weights}")
+    elif model.config.frozen_batch_norm:
+        raise InputError(
+            f"{args.model} has frozen batch norms, which are meaningless without pretrained "
+            f"weights: pass --backbone-weights or --weights, or train from scratch with "
+            f"--set frozen_batch_norm=false"
+        )
+    return model
+
+
+def describe(dataset: CocoDataset) -> dict:
+    """What must not change between a run and its resumption."""
+    counts = [(record.id, len(record.annotations)) for record in dataset.images]
+    return {"classes": list(dataset.class_names), "images": zlib.crc32(repr(counts).encode())}
+
+
+def open_log(path: Path, step: int) -> tuple[TextIO, csv.DictWriter]:
+    """log.csv, in which a resumed run keeps its rows up to `step`."""
+    kept = []
+    if step and path.exists():
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    file = path.open("w", newline="")
+    log = csv.DictWriter(file, LOG_COLUMNS)
+    log.writeheader()
+    log.writerows(kept)
+    return file, log
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches the workers too; the main process ends them once it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process, so that all of them stop at the same step."""
+    if not dist.is_initialized():
+        return flag
+    shared = torch.tensor(float(flag), device=device)
+    dist.all_reduce(shared)
+    return bool(shared.item())
+
+
+def main() -> int:
+    args = parse_arguments()
+
+    # Processes: one without torchrun, else as many as it started.
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    if args.device == "auto" and torch.cuda.is_available():
+        args.device = f"cuda:{local_rank}"
+    device = choose_device(args.device)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    say = print if rank == 0 else lambda *_: None
+
+    # Data: everything that is wrong with it is said here, before the first step.
+    train, val = find_data(args)
+    for name, dataset in (("train", train), ("val", val)):
+        if dataset is None:
+            say("val: none found, so there will be no AP; pass --val")
+            continue
+        counts = f"{len(dataset)} images, {len(dataset.class_names)} classes"
+        say(f"{name}: {counts}, {dataset.json_path}")
+        for line in dataset.skipped[:5]:
+            say(f"  skipped: {line}")
+        if len(dataset.skipped) > 5:
+            say(f"  ... {len(dataset.skipped)} annotations skipped in all")
+        if not args.skip_image_check and rank == 0:
+            check_images(dataset)
+    if val is not None and val.class_names != train.class_names:
+        raise InputError(
+            f"{val.json_path} and {train.json_path} have different classes: "
+            f"{val.class_names} and {train.class_names}"
+        )
+
+    # Model and optimizer
+    model = build_model(args, len(train.class_names), say).to(device)
+    model.to(memory_format=torch.channels_last).train()
+    config = model.config
+    groups = parameter_groups(model, args.lr, args.lr * args.backbone_lr, args.weight_decay)
+    optimizer = torch.optim.AdamW(groups, fused=device.type == "cuda")
+    base_lrs = [group["lr"] for group in groups]
+    amp = args.amp if args.amp != "auto" else ("float16" if device.type == "cuda" else "off")
+    amp_dtype = getattr(torch, amp, torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp == "float16")
+    step, best = 0, -math.inf
+    if args.resume:
+        training = read_checkpoint(args.resume)["training"]
+        if training["data"] != describe(train):
+            raise InputError(f"{train.json_path} is not what {args.resume} was trained on")
+        optimizer.load_state_dict(training["optimizer"])
+        scaler.load_state_dict(training["scaler"])
+        step, best = training["step"], training["best"]
+    output = make_output_folder(args.output)
+    if (output / "last.pt").exists() and not args.resume:
+        raise InputError(f"{output} holds a run: --resume {output}, or choose another --output")
+    compute_losses = TrainingStep(model)
+    if world > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        compute_losses = DistributedDataParallel(compute_losses, device_ids=ids)
+
+    # The stream of batches, which a resumed run takes up where it stopped.
+    short, longest = config.train_short_edge, config.train_max_edge
+    augmentation = (
+        Augmentation(short_edges=(short,), max_edge=longest, crop_probability=0.0)
+        if args.flip_only
+        else Augmentation.for_size(short, longest)
+    )
+    images = TrainingImages(train, augmentation, args.seed)
+    sampler = EpochSampler(len(images), args.batch_size, args.seed, rank, world, step)
+    per_epoch = len(images) / args.batch_size  # steps
+    total = args.steps or math.ceil(args.epochs * per_epoch)
+    eval_every = args.eval_every or math.ceil(per_epoch)
+    if step >= total:
+        raise InputError(f"{args.resume} is at step {step} of {total}: nothing is left to do")
+    loader = DataLoader(
+        images,
+        batch_sampler=sampler,
+        num_workers=args.workers,
+        collate_fn=collate,
+        worker_init_fn=ignore_interrupts,
+        generator=torch.Generator(),
+    )
+    say(
+        f"{args.model} on {device}: {total} steps of {args.batch_size} images "
+        f"({total / per_epoch:.1f} epochs of {len(images)}), lr {args.lr:g} "
+        f"x0.1 at {', '.join(str(math.ceil(drop * total)) for drop in DROPS)}, amp {amp}, "
+        f"shorter edge up to {config.train_short_edge}, output {output}"
+    )
+
+    def save(name: str) -> None:
+        training = {
+            "step": step,
+            "best": best,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "arguments": {k: v for k, v in vars(args).items() if k not in ("resume", "device")},
+            "data": describe(train),
+        }
+        if rank == 0:
+            save_checkpoint(output / name, model, train.class_names, train.category_ids, training)
+
+    # A first Ctrl-C or SIGTERM ends the run after the step; a second one ends it at once.
+    stopped = []
+
+    def stop(signum, frame):
+        stopped.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+    file, log = open_log(output / "log.csv", step) if rank == 0 else (None, None)
+    bar = tqdm(total=total, initial=step, disable=rank > 0, unit="step", dynamic_ncols=True)
+    started, summary = time.perf_counter(), None
+    for samples in loader:
+        # Random points depend on the step alone, so that a resumed run draws the same.
+        torch.manual_seed((args.seed * world + rank) * 1_000_003 + step)
+        factor = lr_factor(step, total, args.warmup)
+        for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+            group["lr"] = lr * factor
+        batch, _ = model.preprocess([sample["image"] for sample in samples])
+        batch = batch.to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
+            losses = compute_losses(batch, [sample["target"] for sample in samples])
+        loss = sum(losses.values())
+        values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
+        if not math.isfinite(sum(values.values())):
+            bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+            ids = ", ".join(str(sample["image_id"]) for sample in samples)
+            raise InputError(
+                f"step {step + 1}: {bad} not finite on images {ids}; nothing was saved since "
+                f"the last checkpoint. Try a lower --lr, --clip 1 or --amp off"
+            )
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        if args.clip:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        step += 1
+
+        row = {"step": step, "epoch": round(step / per_epoch, 3), "lr": args.lr * factor}
+        row |= {"seconds": round(time.perf_counter() - started, 2), "loss": sum(values.values())}
+        row |= {k: sum(v for n, v in values.items() if n.startswith(k)) for k in LOSS_KINDS}
+        bar.set_postfix(loss=f"{row['loss']:.2f}", lr=f"{row['lr']:.1e}", refresh=False)
+        bar.update()
+        stopping = any_process(bool(stopped), device)
+        pause = step % eval_every == 0 or step == total
+        if val is not None and pause and not stopping:
+            evaluator = evaluate(model, val, device, workers=args.workers)
+            if rank == 0:
+                summary = evaluator.summarize()
+                row |= {"AP": summary["AP"], "AP50": summary["AP50"]}
+                bar.write(f"step {step}: mask AP {summary['AP']:.2f}, AP50 {summary['AP50']:.2f}")
+                if summary["AP"] > best:
+                    best = summary["AP"]
+                    save("best.pt")
+        if log is not None:
+            log.writerow(row)
+            file.flush()
+        if pause or stopping:
+            save("last.pt")
+        if stopping or step == total:
+            break
+    bar.close()
+    if step < total:
+        say(f"stopped after step {step}; continue with: python train.py --resume {output}")
+        return 130
+    if summary:
+        say(format_table(summary))
+        say(f"best mask AP {best:.2f}: python evaluate.py {output / 'best.pt'} --data {args.data}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

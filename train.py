@@ -22,13 +22,6 @@ from typing import TextIO
 
 import torch
 import torch.distributed as dist
-from fastinst.weights import (
-    load_backbone,
-    load_model,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -43,6 +36,13 @@ from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder
 from fastinst.metrics.coco import evaluate, format_table
 from fastinst.optimizer import DROPS, lr_factor, parameter_groups
+from fastinst.weights import (
+    load_backbone,
+    load_model,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+)
 
 LOSS_KINDS = ("loss_ce", "loss_mask", "loss_dice", "loss_proposal")
 LOG_COLUMNS = ("step", "epoch", "seconds", "lr", "loss", *LOSS_KINDS, "AP", "AP50")
@@ -233,6 +233,7 @@ def main() -> int:
         )
 
     # Model and optimizer
+    torch.manual_seed(args.seed)
     model = build_model(args, len(train.class_names), say).to(device)
     model.to(memory_format=torch.channels_last).train()
     config = model.config

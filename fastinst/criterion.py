@@ -24,6 +24,11 @@ def pad_targets(targets: list[dict[str, Tensor]], batch: Tensor, num_classes: in
     padded = []
     for i, target in enumerate(targets):
         labels, masks = target["labels"], target["masks"]
+        if labels.dtype != torch.int64 or masks.dtype != torch.bool:
+            raise InputError(
+                f"target {i}: labels must be int64 and masks bool, "
+                f"got {labels.dtype} and {masks.dtype}"
+            )
         if labels.dim() != 1 or masks.dim() != 3 or len(labels) != len(masks):
             raise InputError(
                 f"target {i}: labels must be [N] and masks [N, h, w], "
@@ -66,10 +71,11 @@ def proposal_loss(
     class_logits: Tensor, matches: list[Match], targets: list[Target], config: ModelConfig
 ) -> Tensor:
     """Cross-entropy of every pixel of p4; all but the matched ones are no-object."""
+    dtype = torch.promote_types(class_logits.dtype, torch.float32)
     classes = torch.full_like(class_logits[:, 0], config.num_classes, dtype=torch.int64).flatten(1)
     for row, match, target in zip(classes, matches, targets, strict=True):
         row[match.source] = target.labels[match.target]
-    return config.proposal_weight * F.cross_entropy(class_logits.flatten(2), classes)
+    return config.proposal_weight * F.cross_entropy(class_logits.to(dtype).flatten(2), classes)
 
 
 def prediction_losses(

@@ -1,5 +1,26 @@
-"""The one exception that programs show without a traceback."""
+"""The one exception that programs show without a traceback, and how they show it."""
+
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
     """The user's input is at fault; the message names the culprit and the fix."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a program's main function and leave with its exit code.
+
+    An InputError becomes one line on stderr and exit code 2, as argparse does for a bad option;
+    Ctrl-C becomes exit code 130. Anything else is a bug and keeps its traceback.
+    """
+    try:
+        code = main()
+    except InputError as error:
+        # An error raised in a DataLoader worker arrives with the worker's traceback before it.
+        print(f"error: {str(error).rpartition('InputError: ')[2].strip()}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

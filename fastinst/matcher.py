@@ -41,11 +41,13 @@ def match_pixels(class_logits: Tensor, targets: list[Target], config: ModelConfi
     class_logits: [B, K + 1, h, w]
     """
     size = class_logits.shape[2:]
+    dtype = torch.promote_types(class_logits.dtype, torch.float32)
+    probabilities = class_logits.to(dtype).softmax(dim=1).flatten(2)
     matches = []
-    for probability, target in zip(class_logits.softmax(dim=1).flatten(2), targets, strict=True):
+    for probability, target in zip(probabilities, targets, strict=True):
         inside = F.adaptive_avg_pool2d(target.masks[:, None], tuple(size)).flatten(1).T > 0
         cost = -config.class_weight * probability[target.labels].T
-        matches.append(_assign(cost - config.location_weight * inside.to(cost.dtype)))
+        matches.append(_assign(cost - config.location_weight * inside.to(dtype)))
     return matches
 
 
@@ -75,10 +77,13 @@ def match_queries(
         at_location = sample_points(target.masks[None], location[None])[0]  # [N, Q]
 
         # Binary cross-entropy is softplus(x) - x t, so that its pairwise mean is one product.
-        mask_cost = (F.softplus(x).sum(-1, keepdim=True) - x @ t.T) / x.shape[-1]
+        # Autocast would compute it in float16, where a sum over all points overflows.
         probability = x.sigmoid()
+        with torch.autocast(x.device.type, enabled=False):
+            mask_cost = (F.softplus(x).sum(-1, keepdim=True) - x @ t.T) / x.shape[-1]
+            overlap = probability @ t.T
         total = probability.sum(-1, keepdim=True) + t.sum(-1)
-        dice_cost = 1 - (2 * probability @ t.T + 1) / (total + 1)
+        dice_cost = 1 - (2 * overlap + 1) / (total + 1)
         class_cost = -logits.to(dtype).softmax(-1)[:, target.labels]
         cost = (
             config.class_weight * class_cost

@@ -59,6 +59,11 @@ def postprocess(
         ValueError: lists of different lengths, or sizes that do not fit.
     """
     logits, masks = outputs["pred_logits"], outputs["pred_masks"]
+    if not len(logits) == len(image_sizes) == len(output_sizes):
+        raise ValueError(
+            f"{len(logits)} images but {len(image_sizes)} image_sizes "
+            f"and {len(output_sizes)} output_sizes"
+        )
     exact = torch.promote_types(logits.dtype, torch.float32)
     padded_size = (masks.shape[2] * MASK_STRIDE, masks.shape[3] * MASK_STRIDE)
     results = []

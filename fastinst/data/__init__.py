@@ -1,0 +1,1 @@
+"""COCO datasets: files to records, records to augmented samples."""

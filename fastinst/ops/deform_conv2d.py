@@ -59,12 +59,13 @@ def _deform_conv2d(
 ) -> Tensor:
     taps = _sampling_taps(input, offset, mask, weight, stride, padding, dilation)
     columns = _gather_columns(input, weight, taps)
-    out = torch.einsum("blkgi,goik->blgo", columns, _grouped_weight(input, weight, columns.dtype))
-    out = out.flatten(2)  # [B, h w, C_out]
+    with torch.autocast(input.device.type, enabled=False):  # it would round the columns
+        grouped = _grouped_weight(input, weight, columns.dtype)
+        out = torch.einsum("blkgi,goik->blgo", columns, grouped).flatten(2)  # [B, h w, C_out]
     if bias is not None:
         out = out + bias
-    batch, _, height, width = offset.shape
-    return out.to(input.dtype).transpose(1, 2).reshape(batch, -1, height, width).contiguous()
+    shape = (offset.shape[0], weight.shape[0], *offset.shape[2:])
+    return out.to(input.dtype).transpose(1, 2).reshape(shape).contiguous()
 
 
 @torch.library.custom_op("fastinst::deform_conv2d_backward", mutates_args=())
@@ -85,11 +86,10 @@ def _deform_conv2d_backward(
     grad = grad.flatten(2).transpose(1, 2).to(dtype)  # [B, h w, C_out]
     grad_out = grad.unflatten(2, (columns.shape[3], -1))
     grad_weight = torch.einsum("blgo,blkgi->goik", grad_out, columns)
-    grad_columns = torch.einsum(
-        "blgo,goik->blkgi", grad_out, _grouped_weight(input, weight, dtype)
-    ).reshape(*taps.modulation.shape, -1)  # [B, l, K, G, C / G]
-
+    grad_columns = torch.einsum("blgo,goik->blkgi", grad_out, _grouped_weight(input, weight, dtype))
     rows = _rows(input, taps).to(dtype)
+    # [B, l, K, G, C / G]
+    grad_columns = grad_columns.reshape(*taps.modulation.shape, rows.shape[1])
     grad_rows = torch.zeros_like(rows)
     grad_y, grad_x, grad_mask = (torch.zeros_like(taps.modulation) for _ in range(3))
     for index, weight_, weight_dy, weight_dx in zip(*taps[:4], strict=True):
@@ -133,16 +133,18 @@ def _sampling_taps(input, offset, mask, weight, stride, padding, dilation) -> _T
     dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
     device = input.device
 
-    pixel = torch.arange(out_height * out_width, device=device)[:, None, None]
+    num_pixels = out_height * out_width
+    pixel = torch.arange(num_pixels, device=device)[:, None, None]
     tap = torch.arange(num_taps, device=device)[:, None]
     y = pixel // out_width * stride[0] - padding[0] + tap // kernel_width * dilation[0]
     x = pixel % out_width * stride[1] - padding[1] + tap % kernel_width * dilation[1]
-    offset = offset.to(dtype).reshape(batch, groups, num_taps, 2, -1).permute(3, 0, 4, 2, 1)
+    offset = offset.to(dtype).reshape(batch, groups, num_taps, 2, num_pixels)
+    offset = offset.permute(3, 0, 4, 2, 1)
     y, x = y + offset[0], x + offset[1]
     modulation = (
         torch.ones_like(y)
         if mask is None
-        else mask.to(dtype).reshape(batch, groups, num_taps, -1).permute(0, 3, 2, 1)
+        else mask.to(dtype).reshape(batch, groups, num_taps, num_pixels).permute(0, 3, 2, 1)
     )
 
     # Clamping keeps huge and non-finite offsets inside the integers; what lies a pixel or more
@@ -184,7 +186,8 @@ def _gather_columns(input: Tensor, weight: Tensor, taps: _Taps) -> Tensor:
         rows[index] * (corner * taps.modulation).unsqueeze(-1)
         for index, corner in zip(taps.rows, taps.weights, strict=True)
     )
-    return columns.reshape(*columns.shape[:3], -1, weight.shape[1])
+    group_channels = weight.shape[1]
+    return columns.reshape(*columns.shape[:3], input.shape[1] // group_channels, group_channels)
 
 
 def _grouped_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -238,12 +241,15 @@ def _pair(value: int | tuple[int, int]) -> list[int]:
 
 
 def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
-    for name, tensor in (("input", input), ("offset", offset), ("weight", weight), ("mask", mask)):
-        if tensor is not None and tensor.dim() != 4:
+    named = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if name != "bias" and tensor.dim() != 4:
             raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(tensor.shape)}")
-        if tensor is not None and tensor.device != input.device:
+        if tensor.device != input.device:
             raise ValueError(f"{name} is on {tensor.device}, input on {input.device}")
-        if tensor is not None and not tensor.is_floating_point():
+        if not tensor.is_floating_point():
             raise ValueError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
     for name, value, least in (
         ("stride", stride, 1),

@@ -27,10 +27,9 @@ def masked_cross_attention(query: Tensor, key: Tensor, value: Tensor, attend: Te
 
 @torch.library.custom_op("fastinst::masked_cross_attention", mutates_args=())
 def _masked_cross_attention(query: Tensor, key: Tensor, value: Tensor, attend: Tensor) -> Tensor:
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=_full_mask(attend, query.shape[2])
-    )
-    return out.contiguous()
+    mask = _full_mask(attend, query.shape[2])
+    with torch.autocast(query.device.type, enabled=False):  # it would change the dtype
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).contiguous()
 
 
 @torch.library.custom_op("fastinst::masked_cross_attention_backward", mutates_args=())

@@ -40,15 +40,16 @@ def read_out_masks(
     """
     if mask_logits.dim() != 3 or 0 in mask_logits.shape[1:]:
         raise ValueError(f"mask_logits must have shape [N, h, w], got {tuple(mask_logits.shape)}")
+    if not mask_logits.is_floating_point():
+        raise ValueError(f"mask_logits must be a floating-point tensor, got {mask_logits.dtype}")
     sizes = (("padded_size", padded_size), ("image_size", image_size), ("output_size", output_size))
     for name, size in sizes:
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"{name} must be (height, width) of at least 1, got {tuple(size)}")
     if image_size[0] > padded_size[0] or image_size[1] > padded_size[1]:
         raise ValueError(f"image_size {image_size} is larger than padded_size {padded_size}")
-    return Masks(
-        *_read_out_masks(mask_logits, list(padded_size), list(image_size), list(output_size))
-    )
+    sizes = ([int(side) for side in size] for _, size in sizes)
+    return Masks(*_read_out_masks(mask_logits, *sizes))
 
 
 @torch.library.custom_op("fastinst::read_out_masks", mutates_args=())
@@ -70,7 +71,7 @@ def _read_out_masks(
         torch.gt(logits, 0, out=masks[part])
         inside[part] = (logits.sigmoid() * masks[part]).sum(dim=(1, 2))
     areas = masks.sum(dim=(1, 2))
-    return masks, inside / (areas + 1e-6), areas, mask_boxes(masks)
+    return masks, inside / (areas.to(exact) + 1e-6), areas, mask_boxes(masks)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:

@@ -124,7 +124,9 @@ _select_queries.register_autograd(_backward, setup_context=_setup_context)
 
 def _check(class_logits: Tensor, features: Tensor, positions: Tensor, num_queries: int) -> None:
     named = (("class_logits", class_logits), ("features", features), ("positions", positions))
-    batch, _, height, width = features.shape if features.dim() == 4 else (0, 0, 0, 0)
+    if features.dim() != 4:
+        raise ValueError(f"features must have shape [B, C, h, w], got {tuple(features.shape)}")
+    batch, _, height, width = features.shape
     for name, tensor in named:
         if tensor.dim() != 4 or tuple(tensor.shape[2:]) != (height, width):
             raise ValueError(
@@ -132,6 +134,8 @@ def _check(class_logits: Tensor, features: Tensor, positions: Tensor, num_querie
             )
         if tensor.device != features.device:
             raise ValueError(f"{name} is on {tensor.device}, features on {features.device}")
+    if not class_logits.is_floating_point():
+        raise ValueError(f"class_logits must be a floating-point tensor, got {class_logits.dtype}")
     if class_logits.shape[0] != batch or class_logits.shape[1] < 2:
         raise ValueError(
             f"class_logits must have shape [{batch}, K + 1 >= 2, {height}, {width}], "

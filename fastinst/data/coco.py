@@ -1,0 +1,353 @@
+"""COCO instance annotations: the files, the records in them, and their images.
+
+Format: https://cocodataset.org/#format-data
+"""
+
+import gc
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_utils
+from tqdm import tqdm
+
+from fastinst.data.images import decode_image, quiet_pillow, read_image
+from fastinst.data.segmentation import check_segmentations
+from fastinst.errors import InputError
+
+__all__ = [
+    "Annotation",
+    "CocoDataset",
+    "ImageRecord",
+    "check_images",
+    "find_coco",
+    "load_coco",
+    "read_image",
+]
+
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
+LAYOUTS = (
+    "annotations/instances_{}*.json",
+    "annotations/{}*.json",
+    "{}/_annotations.coco.json",
+    "instances_{}*.json",
+    "{}*.json",
+)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Annotation:
+    """One object, or one crowd region, of an image.
+
+    label: contiguous class index
+    segmentation: a list of polygons (float64 arrays x0, y0, x1, y1, ... in pixels; plain lists do
+        too), of which the object is the union, or an RLE dict, compressed or not
+    """
+
+    id: int
+    label: int
+    segmentation: list[np.ndarray] | dict
+    iscrowd: bool
+
+    def mask(self, height: int, width: int) -> np.ndarray:
+        """bool [height, width], the size being the image's."""
+        rle = self.segmentation
+        if isinstance(rle, list):
+            rle = mask_utils.merge(mask_utils.frPyObjects(rle, height, width))
+        elif isinstance(rle["counts"], list):
+            rle = mask_utils.frPyObjects(rle, height, width)
+        return np.ascontiguousarray(mask_utils.decode(rle).view(bool))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ImageRecord:
+    """One image of a dataset; height and width as its JSON gives them."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    annotations: tuple[Annotation, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CocoDataset:
+    """A checked COCO JSON.
+
+    class_names, category_ids: by label, in the order of the category ids
+    skipped: one line per annotation that was left out, which names it, its image and the reason
+    """
+
+    json_path: Path
+    image_folder: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: tuple[ImageRecord, ...]
+    skipped: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def find_coco(path: str | Path, split: str) -> tuple[Path, Path]:
+    """The COCO JSON of a split and the folder of its images.
+
+    path: a JSON, which is taken whatever the split, or a dataset's folder in one of the LAYOUTS
+        (`{}` being the split, "valid" and the like included). A folder with one JSON only is that
+        dataset for either split, unless the JSON is named after the other one.
+    split: "train" or "val"
+    Raises InputError if there is no such JSON, more than one, or no folder with its images.
+    """
+    path = Path(path)
+    if path.is_dir():
+        json_path = _find_json(path, split)
+    elif path.is_file():
+        json_path = path
+    else:
+        raise InputError(f"{path}: no such file or folder")
+    return json_path, _find_image_folder(json_path)
+
+
+def _find_json(folder: Path, split: str) -> Path:
+    for name in SPLITS[split]:
+        found = {match for layout in LAYOUTS for match in folder.glob(layout.format(name))}
+        if found:
+            break
+    else:
+        others = {name for names in SPLITS.values() for name in names} - set(SPLITS[split])
+        found = {*folder.glob("*.json"), *folder.glob("annotations/*.json")}
+        found = {match for match in found if not others & _words(match.stem)}
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        names = ", ".join(sorted(str(match.relative_to(folder)) for match in found)[:5])
+        raise InputError(
+            f"{folder}: {len(found)} files could hold the {split} annotations ({names}); "
+            "name the one to use instead of the folder"
+        )
+    looked_for = "\n  ".join(layout.format(SPLITS[split][0]) for layout in LAYOUTS)
+    raise InputError(
+        f"{folder}: no COCO annotations for the split {split!r}. Looked for\n  {looked_for}\n"
+        f"where {' or '.join(SPLITS[split])} may name the split. A usual layout is\n"
+        f"  {folder}/annotations/instances_{split}.json\n  {folder}/{split}/*.jpg"
+    )
+
+
+def _words(stem: str) -> set[str]:
+    return set(re.split("[^a-z]+", stem.lower()))
+
+
+def _find_image_folder(json_path: Path) -> Path:
+    names = _first_file_names(json_path)
+    if not names:  # whatever is wrong with the file, load_coco says it better
+        return json_path.parent
+    tag = json_path.stem.removeprefix("instances_")
+    synonyms = next((names for names in SPLITS.values() if _words(tag) & set(names)), ())
+    folders = []
+    for base in json_path.absolute().parents[:2]:
+        roots = (base, base / "images")
+        folders += [root / tag for root in roots]
+        for name in synonyms:
+            folders += [match for root in roots for match in sorted(root.glob(f"{name}*/"))]
+        folders += reversed(roots)
+    folders = list(dict.fromkeys(folders))
+    for folder in folders:
+        # One hit is enough: with the next folder the wrong split could stand in for missing files.
+        if any((folder / name).is_file() for name in names):
+            return folder
+    searched = "\n  ".join(str(folder) for folder in folders)
+    raise InputError(
+        f"{json_path}: its images ({', '.join(names)}, ...) are in none of\n  {searched}"
+    )
+
+
+def _first_file_names(json_path: Path, count: int = 5) -> list[str]:
+    """Without parsing the file: COCO's takes ten seconds, and load_coco does it anyway."""
+    pattern = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")')
+    names, tail = [], ""
+    with open(json_path, encoding="utf-8-sig", errors="replace") as file:
+        while len(names) < count and (text := file.read(1 << 20)):
+            names += pattern.findall(tail + text)
+            tail = text[-1000:]
+    try:
+        return list(dict.fromkeys(json.loads(name) for name in names))[:count]
+    except json.JSONDecodeError:
+        return []
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing in a JSON is cyclic, but going through its millions of lists doubles the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_no_garbage_collection()
+def load_coco(json_path: str | Path, image_folder: str | Path) -> CocoDataset:
+    """Read and check a COCO JSON; no image is opened.
+
+    Annotations without a usable segmentation are left out and listed in `skipped`.
+    Raises InputError for anything that makes the rest of the file doubtful: no COCO structure,
+    missing fields, ids used twice or unknown, images that are not in the folder.
+    """
+    json_path, image_folder = Path(json_path), Path(image_folder)
+    images, annotations, categories = _read_tables(json_path)
+
+    category_ids = _unique_ids(categories, "category", json_path)
+    class_names = _column(categories, "name", str, "category", json_path)
+    class_names = [name for _, name in sorted(zip(category_ids, class_names, strict=True))]
+    category_ids = sorted(category_ids)
+
+    image_ids = _unique_ids(images, "image", json_path)
+    file_names = _column(images, "file_name", str, "image", json_path)
+    sides = [_column(images, side, int, "image", json_path) for side in ("height", "width")]
+    sizes = dict(zip(image_ids, zip(*sides, strict=True), strict=True))
+    for image_id, size in sizes.items():
+        if min(size) < 1:
+            raise InputError(f"{json_path}: image {image_id} has height and width {size}")
+    missing = _missing_files(image_folder, file_names)
+    if missing:
+        raise InputError(
+            f"{json_path}: {len(missing)} of its {len(images)} images are not in {image_folder}: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        )
+
+    ids = _unique_ids(annotations, "annotation", json_path)
+    owners = _references(annotations, "image", image_ids, ids, json_path)
+    kinds = _references(annotations, "category", category_ids, ids, json_path)
+    segmentations = check_segmentations(annotations, [sizes[owner] for owner in owners])
+    labels = {category_id: label for label, category_id in enumerate(category_ids)}
+    names = dict(zip(image_ids, file_names, strict=True))
+    records, skipped = {image_id: [] for image_id in image_ids}, []
+    for row, id_, owner, kind, segmentation in zip(
+        annotations, ids, owners, kinds, segmentations, strict=True
+    ):
+        if isinstance(segmentation, str):
+            skipped.append(f"annotation {id_} of image {owner} ({names[owner]}): {segmentation}")
+        else:
+            crowd = bool(row.get("iscrowd"))
+            records[owner].append(Annotation(id_, labels[kind], segmentation, crowd))
+    return CocoDataset(
+        json_path,
+        image_folder,
+        tuple(class_names),
+        tuple(category_ids),
+        tuple(
+            ImageRecord(image_id, image_folder / names[image_id], *size, tuple(records[image_id]))
+            for image_id, size in sizes.items()
+        ),
+        tuple(skipped),
+    )
+
+
+def _read_tables(json_path: Path) -> list[list[dict]]:
+    try:
+        with open(json_path, encoding="utf-8-sig") as file:
+            data = json.load(file)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{json_path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{json_path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{json_path}: not COCO: it holds a {type(data).__name__}, not an object")
+    for name in ("images", "annotations", "categories"):
+        if not isinstance(data.get(name), list):
+            state = f"is a {type(data[name]).__name__}" if name in data else "is missing"
+            raise InputError(f"{json_path}: not COCO: its list of {name} {state}")
+        if not data[name] and name != "annotations":
+            raise InputError(f"{json_path}: its list of {name} is empty")
+    if any(isinstance(row, dict) and "segments_info" in row for row in data["annotations"][:1]):
+        raise InputError(f"{json_path}: a COCO panoptic file; the instances file is needed")
+    return [data["images"], data["annotations"], data["categories"]]
+
+
+def _column(rows: list[dict], field: str, kind: type, what: str, json_path: Path) -> list:
+    """One field of all rows. Whole columns are checked at once, since COCO has 860,000 rows."""
+    try:
+        values = [row[field] for row in rows]
+    except (KeyError, TypeError):
+        values = [row.get(field) if isinstance(row, dict) else None for row in rows]
+    if not set(map(type, values)) <= {kind}:
+        i = next(i for i, value in enumerate(values) if type(value) is not kind)
+        row = json.dumps(rows[i])
+        raise InputError(
+            f"{json_path}: {what} {row if len(row) < 200 else row[:200] + '...'} (number {i + 1}) "
+            f"has no {field} of type {kind.__name__}"
+        )
+    return values
+
+
+def _unique_ids(rows: list[dict], what: str, json_path: Path) -> list[int]:
+    ids = _column(rows, "id", int, what, json_path)
+    if len(set(ids)) < len(ids):
+        culprit, count = Counter(ids).most_common(1)[0]
+        raise InputError(f"{json_path}: {count} {what} entries have the id {culprit}")
+    return ids
+
+
+def _references(
+    annotations: list[dict], what: str, known: list[int], ids: list[int], json_path: Path
+) -> list[int]:
+    references = _column(annotations, f"{what}_id", int, "annotation", json_path)
+    unknown = set(references) - set(known)
+    if unknown:
+        i = next(i for i, reference in enumerate(references) if reference in unknown)
+        raise InputError(
+            f"{json_path}: annotation {ids[i]} refers to {what} {references[i]}, which is not "
+            f"listed ({sum(r in unknown for r in references)} annotations like it)"
+        )
+    return references
+
+
+def _missing_files(folder: Path, names: Iterable[str]) -> list[str]:
+    """Folders are listed instead of asking for each file, which network disks answer slowly."""
+    listings, missing = {}, []
+    for name in names:
+        sub, base = os.path.split(name)
+        if sub not in listings:
+            place = folder / sub
+            listings[sub] = set(os.listdir(place)) if place.is_dir() else set()
+        if base not in listings[sub]:
+            missing.append(name)
+    return missing
+
+
+def check_images(dataset: CocoDataset, workers: int | None = None) -> None:
+    """Decode every image once, so that a broken one shows before training and not during it.
+
+    Raises one InputError that names up to 10 bad images and counts all.
+    """
+
+    def fault(record: ImageRecord) -> str | None:
+        try:
+            decode_image(record.path, (record.height, record.width), draft=True)
+        except InputError as error:
+            return str(error)
+
+    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+        faults = pool.map(fault, dataset.images)
+        bar = tqdm(faults, "checking images", len(dataset), unit="image", leave=False, disable=None)
+        bad = [line for line in bar if line]
+    if bad:
+        more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
+        raise InputError(
+            "\n  ".join(
+                [f"{dataset.json_path}: {len(bad)} of {len(dataset)} images are unusable:"]
+                + bad[:10]
+                + more
+            )
+        )

@@ -1,0 +1,67 @@
+"""Image files to RGB arrays."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from fastinst.errors import InputError
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The image as uint8 [H, W, 3] RGB; alpha is dropped and 16 bits are scaled to 8.
+
+    size: (height, width) that the annotations were made for: the EXIF orientation is applied
+        unless only the image as stored has this size. Without it the orientation is applied.
+    Raises InputError, naming the file, if it cannot be decoded or has another size.
+    """
+    with quiet_pillow():
+        image = decode_image(Path(path), size)
+        if not image.mode.startswith(("I", "F")):
+            return np.array(image.convert("RGB"))
+    gray = np.asarray(image)
+    if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
+        raise InputError(f"{path}: pixels of more than 16 bits; convert it to 8 bits")
+    gray = ((gray.astype(np.int32) + 128) // 257).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Pillow warns of large images and odd metadata, which are no reason to interrupt a run.
+
+    Warning filters belong to the process: threads share one that is set outside of them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def decode_image(path: Path, size: tuple[int, int] | None, draft: bool = False) -> Image.Image:
+    """The decoded image, in its own mode, in the orientation that read_image describes.
+
+    draft: decode a JPEG at an eighth of its size, which still reads the whole file
+    """
+    try:
+        with Image.open(path) as image:
+            stored = image.size[::-1]
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            upright = stored[::-1] if turned else stored
+            if size is not None and tuple(size) not in (stored, upright):
+                raise InputError(
+                    f"{path}: the image is {upright[1]} x {upright[0]}, "
+                    f"its annotations are for {size[1]} x {size[0]} (width x height)"
+                )
+            if draft:
+                image.draft(None, (1, 1))
+            image.load()
+            return image if size not in (None, upright) else ImageOps.exif_transpose(image)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise InputError(f"{path}: cannot be decoded: {error}") from error

@@ -1,0 +1,262 @@
+"""COCO mask AP, computed by pycocotools, from instances that are kept as run-length codes."""
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from fastinst.data.coco import CocoDataset
+from fastinst.data.loader import EvaluationImages
+from fastinst.errors import InputError
+from fastinst.results import Instances, postprocess
+
+# The name of each number that we show, and where COCOeval.stats holds it.
+STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
+
+
+def coco_results(image_id: int, instances: Instances, category_ids: tuple[int, ...]) -> list[dict]:
+    """The instances of one image in the COCO results format, ready for JSON.
+
+    Instances with an empty mask are left out: their score is 0, so they come after everything
+    else, match nothing, and change no AP or AR.
+    No "bbox": with one, pycocotools would sort results into small, medium and large by the area
+    of the box instead of that of the mask.
+    """
+    results = []
+    for score, label, mask in zip(
+        instances.scores.tolist(), instances.labels.tolist(), instances.masks, strict=True
+    ):
+        # One mask at a time, and transposed on its own device: pycocotools reads columns.
+        code = rle.encode(mask.t().contiguous().cpu().numpy().T.view(np.uint8))
+        if rle.area(code) > 0:
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_ids[label],
+                    "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+                    "score": score,
+                }
+            )
+    return results
+
+
+class CocoEvaluator:
+    """Collects the results of a data set's images and computes their AP.
+
+    Between updates it holds run-length codes only, never a mask.
+
+    dataset: what the results are compared with
+    image_ids: the images that count, by default all of the data set's; an image without results
+        counts with everything in it missed
+    """
+
+    def __init__(self, dataset: CocoDataset, image_ids: list[int] | None = None):
+        self.dataset = dataset
+        self.image_ids = [r.id for r in dataset.images] if image_ids is None else list(image_ids)
+        self._results: dict[int, list[dict]] = {}
+
+    def update(self, image_id: int, instances: Instances) -> None:
+        """Take the instances of one image, labels in the data set's order; again replaces them."""
+        self._results[image_id] = coco_results(image_id, instances, self.dataset.category_ids)
+
+    def gather(self) -> None:
+        """Give rank 0 the results of all processes; without torch.distributed do nothing."""
+        if dist.is_initialized():
+            rank = dist.get_rank()
+            parts = [None] * dist.get_world_size() if rank == 0 else None
+            dist.gather_object(self._results, parts)
+            for part in parts or ():
+                self._results.update(part)
+
+    def results(self) -> list[dict]:
+        """All results in the COCO results format, by image id, with the original category ids."""
+        return [result for _, results in sorted(self._results.items()) for result in results]
+
+    def summarize(self) -> dict:
+        """The numbers of pycocotools' COCOeval, in percent.
+
+        Returns a dict with
+            AP, AP50, AP75, APs, APm, APl, AR100: float
+            per_class: {class name: AP}
+            images, instances: how many images and ground-truth instances (no crowds) took part
+        A number without ground truth to compute it from is nan.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = _ground_truth(self.dataset)
+            # loadRes cannot load an empty list, and it writes into the dicts of others.
+            copies = [dict(result) for result in self.results()]
+            results = truth.loadRes(copies) if copies else COCO()
+            evaluation = COCOeval(truth, results, "segm")
+            evaluation.params.imgIds = self.image_ids
+            evaluation.params.catIds = list(self.dataset.category_ids)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        # [IoU threshold, recall, class, area range, maximum of detections]
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        per_class = [precision[:, :, k].mean() for k in range(precision.shape[2])]
+        annotations = truth.loadAnns(truth.getAnnIds(imgIds=self.image_ids, iscrowd=False))
+        return {
+            **{name: _percent(evaluation.stats[i]) for name, i in STATISTICS.items()},
+            "per_class": dict(zip(self.dataset.class_names, map(_percent, per_class), strict=True)),
+            "images": len(self.image_ids),
+            "instances": len(annotations),
+        }
+
+
+def _ground_truth(dataset: CocoDataset) -> COCO:
+    """The data set as pycocotools wants it: what load_coco kept, with the areas of the JSON.
+
+    A well-formed annotation that load_coco left out because it covers no pixel is one that
+    nothing can match; pycocotools counts it as missed, and so it counts here.
+    """
+    rows = {row["id"]: row for row in json.loads(dataset.json_path.read_bytes())["annotations"]}
+    sizes = {r.id: [r.height, r.width] for r in dataset.images}
+    kept = [(record.id, a) for record in dataset.images for a in record.annotations]
+    annotations = []
+    for image_id, annotation in kept:
+        row = rows.pop(annotation.id)
+        # COCO's areas are those of the polygons, a little different from those of the masks.
+        area = row.get("area")
+        mask_area = area is None and int(annotation.mask(*sizes[image_id]).sum())
+        annotations.append(
+            {
+                "image_id": image_id,
+                "category_id": row["category_id"],
+                "segmentation": annotation.segmentation,
+                "iscrowd": int(annotation.iscrowd),
+                "area": mask_area if area is None else area,
+            }
+        )
+    for row in rows.values():
+        size = sizes[row["image_id"]]
+        if _is_well_formed(row.get("segmentation"), size):
+            nothing = {"size": size, "counts": [size[0] * size[1]]}
+            row |= {"segmentation": nothing, "area": row.get("area") or 0}
+            annotations.append(row | {"iscrowd": int(bool(row.get("iscrowd")))})
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": i, "height": h, "width": w} for i, (h, w) in sizes.items()],
+        "categories": [{"id": i} for i in dataset.category_ids],
+        # pycocotools takes a match with annotation 0 for no match, so count from 1.
+        "annotations": [a | {"id": i} for i, a in enumerate(annotations, start=1)],
+    }
+    truth.createIndex()
+    return truth
+
+
+def _is_well_formed(segmentation: object, size: list[int]) -> bool:
+    """Whether pycocotools can make a mask of it."""
+    if isinstance(segmentation, list):
+        return bool(segmentation) and all(
+            isinstance(part, list) and len(part) >= 6 for part in segmentation
+        )
+    return isinstance(segmentation, dict) and segmentation.get("size") == size
+
+
+def _percent(value: float) -> float:
+    """pycocotools says -1 where there is nothing to measure."""
+    return 100 * float(value) if value > -1 else math.nan
+
+
+def format_table(summary: dict, columns: int = 3) -> str:
+    """CocoEvaluator.summarize's numbers as text: an overall line, then AP per class in columns."""
+    overall = "  ".join(f"{name} {summary[name]:.1f}" for name in STATISTICS)
+    lines = [f"{overall}  ({summary['instances']} instances in {summary['images']} images)"]
+    if summary["instances"] == 0:
+        lines.append("These images have no ground truth, so there is nothing to measure.")
+        return "\n".join(lines)
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in summary["per_class"]]
+    width = max(map(len, names))
+    cells = [
+        f"{name:<{width}} {'-' if math.isnan(ap) else f'{ap:.1f}':>5}"
+        for name, ap in zip(names, summary["per_class"].values(), strict=True)
+    ]
+    rows = math.ceil(len(cells) / columns)
+    lines += ["    ".join(cells[row::rows]) for row in range(rows)]
+    missing = sum(map(math.isnan, summary["per_class"].values()))
+    if missing:
+        lines.append(f"-: no ground truth in these images ({missing} of {len(cells)} classes)")
+    return "\n".join(lines)
+
+
+def match_classes(
+    class_names: tuple[str, ...] | None, num_classes: int, dataset: CocoDataset
+) -> Tensor:
+    """Which of the data set's labels each of a model's labels is.
+
+    class_names: the model's classes in the order of its labels, or None where they are unknown;
+        then the model must have as many classes as the data set, in the data set's order
+    Returns [num_classes] int64, -1 for a class that the data set does not have.
+    Raises InputError if the data set has a class that the model does not know.
+    """
+    if class_names is None:
+        if num_classes != len(dataset.class_names):
+            raise InputError(
+                f"the model has {num_classes} classes, {dataset.json_path} has "
+                f"{len(dataset.class_names)}; evaluate a checkpoint trained on this data"
+            )
+        return torch.arange(num_classes)
+    unknown = [name for name in dataset.class_names if name not in class_names]
+    if unknown:
+        raise InputError(
+            f"the model does not know {len(unknown)} of the {len(dataset.class_names)} classes of "
+            f"{dataset.json_path}: {', '.join(unknown)} (it knows {', '.join(class_names)})"
+        )
+    labels = {name: label for label, name in enumerate(dataset.class_names)}
+    return torch.tensor([labels.get(name, -1) for name in class_names])
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: CocoDataset,
+    device: torch.device | str,
+    *,
+    labels: Tensor | None = None,
+    max_images: int | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> CocoEvaluator:
+    """Run a model over a data set, one image at a time, and collect what it finds.
+
+    labels: from match_classes, or None for a model made for this very data set
+    max_images: only the first so many images
+    Under torch.distributed every process calls this and does its share of the images; the
+    evaluator of rank 0 then holds all results, each other one only its own.
+    The model's training mode is what it was when this returns.
+    Raises InputError for an image that cannot be read.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if labels is None:
+        labels = match_classes(None, model.config.num_classes, dataset)
+    records = dataset.images[:max_images]
+    evaluator = CocoEvaluator(dataset, [record.id for record in records])
+    images = EvaluationImages(dataset, model.config.test_short_edge, model.config.test_max_edge)
+    share = range(rank, len(records), world)
+    loader = DataLoader(Subset(images, share), batch_size=None, num_workers=workers)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for sample in tqdm(loader, "evaluate", disable=not progress or rank > 0):
+                batch, image_sizes = model.preprocess([sample["image"].to(device)])
+                outputs = model(batch)
+                (found,) = postprocess(outputs, image_sizes, [sample["size"]])
+                found.labels = labels.to(found.labels.device)[found.labels]
+                evaluator.update(sample["image_id"], found[found.labels >= 0])
+                # Free these masks before the next image's come.
+                del outputs, found
+    finally:
+        model.train(training)
+    evaluator.gather()
+    return evaluator

@@ -1,0 +1,311 @@
+"""Weights: checkpoints, the authors' release and ImageNet backbones, into a model or a file."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastinst.config import PRESETS, ModelConfig
+from fastinst.errors import InputError
+from fastinst.files import write_whole
+from fastinst.model import FastInst, create_model
+from fastinst.official import official_names
+from fastinst.pickles import find_tensors, read_file
+from fastinst.release import RELEASE_FILES, download
+
+FORMAT = "fastinst/1"
+
+# The layers with a row per class and one for no-object.
+_CLASS_LAYERS = re.compile(r"queries\.classifier\.|decoder\.heads\.\d+\.class_mlp\.layers\.2\.")
+_COUNTERS = "num_batches_tracked"  # only trainable batch norms have them, and nothing uses them
+_OFFSETS = ("conv2.offset.weight", "conv2.offset.bias")
+
+
+class CheckpointInfo(NamedTuple):
+    """What a model's weights are of; `class_names` and `category_ids` are None if unknown."""
+
+    name: str
+    class_names: tuple[str, ...] | None
+    category_ids: tuple[int, ...] | None
+
+
+class _Weights(NamedTuple):
+    path: Path
+    tensors: dict[str, Tensor]
+    checkpoint: dict[str, Any] | None  # of `read_checkpoint`, if the file is one
+
+    @property
+    def official(self) -> bool:
+        return any(name.startswith("sem_seg_head.") for name in self.tensors)
+
+
+def save_checkpoint(
+    path: Path | str,
+    model: FastInst,
+    class_names: Sequence[str] | None,
+    category_ids: Sequence[int] | None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Writes the model, its configuration and its classes to one file, whole or not at all.
+
+    Args:
+        class_names, category_ids: by label, one for each of the model's classes
+        training: what resuming needs: tensors, numbers, strings, and dicts, lists and tuples of
+            them; `read_checkpoint` refuses any other object
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    checkpoint = {
+        "format": FORMAT,
+        "model": model.state_dict(),
+        "config": dataclasses.asdict(model.config),
+        "class_names": None if class_names is None else list(class_names),
+        "category_ids": None if category_ids is None else list(category_ids),
+    }
+    if training is not None:
+        checkpoint["training"] = training
+    with write_whole(path) as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # PyTorch hides that the disk is full
+                raise error.__context__ from None
+            raise
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """What `save_checkpoint` wrote: format, model, config, class_names, category_ids, training.
+
+    Raises:
+        InputError: the file cannot be read or `save_checkpoint` did not write it.
+    """
+    return _check_checkpoint(path, read_file(path))
+
+
+def load_weights(model: FastInst, source: Path | str, progress: bool = True) -> list[str]:
+    """Copies weights into `model`; all of them or, with an error, none.
+
+    Args:
+        source: a file (of `save_checkpoint`; a checkpoint of the authors' code; a bare state dict
+            with the names of either) or a name of `RELEASE_FILES`, whose file is downloaded to
+            PyTorch's hub folder unless it is there
+        progress: show the download's progress
+
+    Returns:
+        The parameters that stay as they were: the class layers if the file has another number of
+        classes than the model, else none.
+
+    Raises:
+        InputError: the file cannot be had or read, or is of another model.
+    """
+    return _load(model, _read_weights(_find(source, progress)))
+
+
+def load_model(
+    source: Path | str, device: torch.device | str = "cpu"
+) -> tuple[FastInst, CheckpointInfo]:
+    """The model that the weights at `source` are of, in evaluation mode.
+
+    Args:
+        source: as in `load_weights`, except for a bare state dict with this package's names,
+            which does not say enough about its model
+
+    Raises:
+        InputError: the file cannot be had or read, or its model is unknown.
+    """
+    weights = _read_weights(_find(source, progress=True))
+    checkpoint = weights.checkpoint or {}
+    if checkpoint:
+        model = _restore(weights.path, checkpoint["config"])
+    elif found := _recognise(weights):
+        name, num_classes = found
+        model = create_model(name, num_classes=num_classes)
+    else:
+        raise InputError(
+            f"{weights.path} does not say which model it is of, and it is none of the released "
+            f"ones; make the model with fastinst.create_model and use fastinst.load_weights"
+        )
+    _load(model, weights)
+    classes = (checkpoint.get(key) for key in ("class_names", "category_ids"))
+    class_names, category_ids = (None if value is None else tuple(value) for value in classes)
+    return model.to(device).eval(), CheckpointInfo(model.config.name, class_names, category_ids)
+
+
+def load_backbone(model: FastInst, source: Path | str) -> None:
+    """Copies an ImageNet backbone into `model.backbone`, all of it or nothing.
+
+    The weights of deformable convolutions come from the plain ones of the file; their offsets
+    stay as they are.
+
+    Args:
+        source: a file of torchvision (resnet18, resnet50, resnet101), of timm (resnet50d) or of
+            detectron2's conversion of torchvision's (R-50.pkl, R-101.pkl)
+
+    Raises:
+        InputError: the file cannot be read or is of another network.
+    """
+    tensors = find_tensors(source, read_file(source))
+    if "conv1_w" in tensors or any(name.endswith("_bn_s") for name in tensors):
+        raise InputError(
+            f"{source} is MSRA's ResNet in Caffe's form, made for BGR images and with other "
+            f"strides; use detectron2's ImageNetPretrained/torchvision/R-50.pkl (or R-101.pkl) or "
+            f"torchvision's own file"
+        )
+    own = model.backbone.state_dict()
+    names = {name: name for name in own}
+    if any(name.startswith("stem.") for name in tensors):  # detectron2's names, as the release's
+        names = {
+            ours.removeprefix("backbone."): official.removeprefix("backbone.")
+            for ours, official in official_names(model).items()
+            if ours.startswith("backbone.")
+        }
+    given = {k: v for k, v in tensors.items() if not k.startswith(("fc.", "stem.fc."))}
+    fitted, problems = _fit(own, names, given, optional=(_COUNTERS, *_OFFSETS))
+    if problems:
+        raise InputError(f"{source} is no {model.config.backbone} of ImageNet; {problems}")
+    model.backbone.load_state_dict(own | fitted)
+
+
+def _find(source: Path | str, progress: bool) -> Path:
+    """The file at `source`, or the one of the released model of that name."""
+    if source in RELEASE_FILES:
+        return download(source, progress)
+    if source in PRESETS:
+        raise InputError(
+            f"{source} has no published weights; train it, or name a checkpoint of it or one of "
+            f"{', '.join(RELEASE_FILES)}"
+        )
+    if not Path(source).exists():
+        raise InputError(
+            f"{source}: no such file, and no released model; those are {', '.join(RELEASE_FILES)}"
+        )
+    return Path(source)
+
+
+def _read_weights(path: Path | str) -> _Weights:
+    content = read_file(path)
+    checkpoint = _check_checkpoint(path, content) if _is_checkpoint(content) else None
+    return _Weights(Path(path), find_tensors(path, content), checkpoint)
+
+
+def _is_checkpoint(content: Any) -> bool:
+    return isinstance(content, dict) and str(content.get("format")).startswith("fastinst/")
+
+
+def _check_checkpoint(path: Path | str, content: Any) -> dict[str, Any]:
+    if not _is_checkpoint(content):
+        raise InputError(f"{path} is not a checkpoint that fastinst has written")
+    if content["format"] != FORMAT:
+        raise InputError(
+            f"{path} has the format {content['format']!r}, not {FORMAT!r}: it was written by "
+            f"another version of fastinst; read it with that one"
+        )
+    for key in ("model", "config"):
+        if not isinstance(content.get(key), dict):
+            raise InputError(f"{path} is a checkpoint without its {key!r}")
+    for key, kind in (("class_names", str), ("category_ids", int)):
+        values, count = content.get(key), content["config"].get("num_classes")
+        fits = isinstance(values, list) and all(isinstance(value, kind) for value in values)
+        if values is not None and not (fits and len(values) == count):
+            raise InputError(f"{path}: its {key!r} do not fit its {count} classes")
+    return content
+
+
+def _restore(path: Path, config: dict[str, Any]) -> FastInst:
+    unknown = set(config) - {field.name for field in dataclasses.fields(ModelConfig)}
+    if unknown:
+        raise InputError(
+            f"{path} has settings that this version of fastinst does not know: "
+            f"{', '.join(sorted(map(str, unknown)))}; read it with the version that wrote it"
+        )
+    try:
+        return FastInst(ModelConfig(**config))
+    except (InputError, TypeError) as error:  # a TypeError where a field is missing
+        raise InputError(f"{path}: {error}") from error
+
+
+def _recognise(weights: _Weights) -> tuple[str, int] | None:
+    """The released model that has just these parameters, and its number of classes."""
+    for name in RELEASE_FILES if weights.official else ():
+        with torch.device("meta"):
+            names = official_names(create_model(name))
+        if set(names.values()) == set(weights.tensors):
+            return name, _count_classes(weights, names)
+    return None
+
+
+def _count_classes(weights: _Weights, names: dict[str, str]) -> int:
+    """0 if the file does not tell."""
+    bias = weights.tensors.get(names["queries.classifier.bias"])
+    return 0 if bias is None else bias.numel() - 1
+
+
+def _load(model: FastInst, weights: _Weights) -> list[str]:
+    own = model.state_dict()
+    names = official_names(model) if weights.official else {name: name for name in own}
+    given = dict(weights.tensors)
+    num_classes = _count_classes(weights, names)
+    kept = []
+    for ours, theirs in names.items():
+        shape = (num_classes + 1, *own[ours].shape[1:])
+        if _CLASS_LAYERS.match(ours) and theirs in given and shape == given[theirs].shape:
+            if shape != own[ours].shape:
+                kept.append(ours)
+                given[theirs] = own[ours]
+    fitted, problems = _fit(own, names, given, optional=(_COUNTERS,))
+    if problems:
+        raise InputError(
+            f"{weights.path} is a checkpoint of another model, {_describe(weights, model.config)}, "
+            f"not of {model.config.name} with {model.config.num_classes} classes; {problems}"
+        )
+    model.load_state_dict(own | fitted)
+    return kept
+
+
+def _describe(weights: _Weights, wanted: ModelConfig) -> str:
+    if weights.checkpoint:
+        config = weights.checkpoint["config"]
+        of = f"{config.get('name')} with {config.get('num_classes')} classes"
+        if config.get("name") != wanted.name:
+            return of
+        fields = dataclasses.asdict(wanted).items()
+        others = [f"{k}={config[k]!r}" for k, v in fields if k in config and config[k] != v]
+        return f"{of} and {', '.join(others)}"
+    found = _recognise(weights)
+    return f"{found[0]} with {found[1]} classes" if found else "an unknown one"
+
+
+def _fit(
+    own: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    given: Mapping[str, Tensor],
+    optional: tuple[str, ...],
+) -> tuple[dict[str, Tensor], str]:
+    """What of `given` goes to which of our names, and what does not fit, in words.
+
+    Args:
+        own: the module's state dict
+        names: our names to those in `given`
+        optional: ends of our names that `given` need not have
+    """
+    rest, fitted, missing, wrong = dict(given), {}, [], []
+    for ours, theirs in names.items():
+        value = rest.pop(theirs, None)
+        if value is None:
+            missing += [theirs] if not ours.endswith(optional) else []
+        elif value.shape != own[ours].shape:
+            wrong.append(f"{theirs} {list(value.shape)}, not {list(own[ours].shape)}")
+        else:
+            fitted[ours] = value
+    unexpected = [name for name in rest if not name.endswith(_COUNTERS)]
+    titles = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
+    return fitted, "; ".join(
+        f"{title} ({len(found)}): {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+        for title, found in titles.items()
+        if found
+    )

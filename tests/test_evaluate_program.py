@@ -1,0 +1,129 @@
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small_coco import CATEGORY_IDS, NAMES, ColourModel, load_colour_model, write_coco
+
+from fastinst.weights import CheckpointInfo
+from fastinst.weights import load_model as load_weights_file
+
+PROGRAM = Path(__file__).parents[1] / "evaluate.py"
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """Run evaluate.py with a stand-in model: (arguments) -> (exit code, stdout, stderr)."""
+
+    def run(*arguments, load_model=load_colour_model):
+        monkeypatch.setattr("fastinst.weights.load_model", load_model)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(PROGRAM), run_name="__main__")
+        output = capsys.readouterr()
+        return exit_.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "my data"
+    rectangles = [
+        [(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)],
+        [(2, 16, 16, 80, 56)],
+        [(0, 0, 0, 32, 64)],
+    ]
+    write_coco(folder, rectangles)
+    return folder
+
+
+def test_table_and_files(evaluate, data, tmp_path):
+    numbers, masks = tmp_path / "new folder" / "ap.json", tmp_path / "masks.json"
+    options = ("--workers", 0, "--device", "cpu", "--output", numbers, "--results", masks)
+    code, out, _ = evaluate("colour", "--data", data, *options)
+    assert code == 0
+    assert "AP 100.0" in out and "blue" in out and "images/s" in out
+    report = json.loads(numbers.read_text())
+    assert report["model"] == report["weights"] == "colour"
+    assert report["data"] == str(data / "val.json") and report["images"] == 3
+    assert report["AP"] == pytest.approx(100) and report["per_class"]["red"] == pytest.approx(100)
+    assert report["APl"] is None  # nan is no JSON
+    assert report["seconds"] > 0 and report["images_per_second"] > 0
+    results = json.loads(masks.read_text())
+    assert {r["image_id"] for r in results} == {1, 2, 3}
+    assert {r["category_id"] for r in results} == set(CATEGORY_IDS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["masks.json", "my data", "new folder"]
+
+
+def test_json_as_data_and_max_images_and_workers(evaluate, data):
+    code, out, _ = evaluate("colour", "--data", data / "val.json", "--max-images", 2)
+    assert code == 0 and "in 2 images" in out
+
+
+def test_classes_are_matched_by_name(evaluate, data, tmp_path):
+    def load(source, device):
+        return ColourModel(4), CheckpointInfo("other", (*NAMES[::-1], "x"), (1, 2, 3, 4))
+
+    results = tmp_path / "results.json"
+    options = ("--workers", 0, "--results", results)
+    code, out, _ = evaluate("w.pt", "--data", data, *options, load_model=load)
+    assert code == 0 and "green 100.0" in out and "AP 100.0" not in out
+    # This model calls blue what the data set calls red, and knows a class more.
+    found = json.loads(results.read_text())
+    assert [r["category_id"] for r in found if r["score"] > 0.5] == [20, 7, 20]
+    assert {r["category_id"] for r in found} == set(CATEGORY_IDS)
+
+
+def fails(result, *words):
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line]
+    assert code == 2 and "Traceback" not in out + err
+    assert len([line for line in lines if line.startswith("error: ")]) == 1
+    for word in words:
+        assert word in lines[-1], lines[-1]
+
+
+def test_a_missing_checkpoint_is_one_line_and_exit_code_2(evaluate, data, tmp_path):
+    missing = tmp_path / "none.pt"
+    fails(evaluate(missing, "--data", data, load_model=load_weights_file), "none.pt", "no such")
+
+
+def test_bad_inputs_are_one_line_and_exit_code_2(evaluate, data, tmp_path):
+    fails(evaluate("colour", "--data", tmp_path / "none"), "none", "no such")
+    fails(evaluate("colour", "--data", data, "--device", "gpu9"), "gpu9")
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "ap.json"
+    fails(evaluate("colour", "--data", data, "--output", output), "file")
+
+    def unknown(source, device):
+        return ColourModel(), CheckpointInfo("m", ("red", "green", "x"), (1, 2, 3))
+
+    fails(evaluate("m.pt", "--data", data, load_model=unknown), "does not know 1", "blue")
+
+    def official(source, device):
+        return ColourModel(80), CheckpointInfo("coco", None, None)
+
+    fails(evaluate("coco", "--data", data, load_model=official), "80 classes")
+
+
+def test_bad_options_exit_with_code_2(evaluate, data):
+    for options in (["--max-images", 0], ["--workers", -1], ["--split", "test"]):
+        code, _, err = evaluate("colour", "--data", data, *options)
+        assert code == 2 and options[0] in err
+
+
+def test_a_broken_image_is_named_and_nothing_is_written(evaluate, data, tmp_path):
+    bad = data / "val" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    output = tmp_path / "ap.json"
+    result = evaluate("colour", "--data", data, "--workers", 0, "--output", output)
+    fails(result, "2.png")
+    assert not output.exists()
+
+
+def test_an_image_of_another_size_is_named(evaluate, data):
+    Image.new("RGB", (50, 50)).save(data / "val" / "1.png")
+    fails(evaluate("colour", "--data", data, "--workers", 0), "1.png", "50 x 50")

@@ -1,0 +1,369 @@
+import json
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from small_coco import ColourModel, polygon, write_coco
+
+import fastinst.metrics.coco as coco_metrics
+from fastinst.data.coco import load_coco
+from fastinst.errors import InputError
+from fastinst.metrics.coco import (
+    STATISTICS,
+    CocoEvaluator,
+    coco_results,
+    evaluate,
+    format_table,
+    match_classes,
+)
+from fastinst.results import Instances
+
+
+def instances(*found, size=(64, 96)):
+    """Instances of (score, label, left, top, right, bottom) each."""
+    masks = torch.zeros(len(found), *size, dtype=torch.bool)
+    for mask, (_, _, left, top, right, bottom) in zip(masks, found, strict=True):
+        mask[top:bottom, left:right] = True
+    return Instances(
+        torch.tensor([f[0] for f in found]),
+        torch.tensor([f[1] for f in found], dtype=torch.int64),
+        masks,
+        torch.tensor([f[2:] for f in found], dtype=torch.float32).reshape(-1, 4),
+    )
+
+
+def load(path):
+    return load_coco(path, path.parent / path.stem)
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+TWO_REDS = [(0, 0, 0, 32, 32), (0, 48, 0, 80, 32)]
+
+
+def test_ap_of_one_hit_and_one_miss_is_the_recalls_up_to_one_half(tmp_path):
+    dataset = load(write_coco(tmp_path, [TWO_REDS]))
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32), (0.8, 0, 0, 40, 16, 64)))
+    summary = evaluator.summarize()
+    # Precision is 1 at the recalls 0, 0.01, ..., 0.5 and 0 at the other 50.
+    assert summary["AP"] == pytest.approx(100 * 51 / 101)
+    assert summary["AP50"] == summary["AP75"] == summary["per_class"]["red"] == summary["AP"]
+    assert summary["AR100"] == pytest.approx(50)
+    assert summary["instances"] == 2 and summary["images"] == 1
+
+
+def test_a_better_scored_false_positive_halves_the_ap(tmp_path):
+    dataset = load(write_coco(tmp_path, [TWO_REDS]))
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update(1, instances((0.95, 0, 0, 40, 16, 64), (0.9, 0, 0, 0, 32, 32)))
+    assert evaluator.summarize()["AP"] == pytest.approx(100 * 51 / 101 / 2)
+
+
+def test_detections_in_a_crowd_do_not_count(tmp_path):
+    path = write_coco(tmp_path, [TWO_REDS])
+    edit(path, lambda content: content["annotations"][1].update(iscrowd=1))
+    evaluator = CocoEvaluator(load(path))
+    found = instances((0.95, 0, 48, 0, 56, 32), (0.92, 0, 64, 0, 72, 32), (0.9, 0, 0, 0, 32, 32))
+    evaluator.update(1, found)
+    summary = evaluator.summarize()
+    assert summary["AP"] == pytest.approx(100) and summary["instances"] == 1
+
+
+def test_nothing_found_is_zero(tmp_path):
+    dataset = load(write_coco(tmp_path, [TWO_REDS]))
+    evaluator = CocoEvaluator(dataset)
+    assert evaluator.summarize()["AP"] == 0
+    evaluator.update(1, instances())
+    summary = evaluator.summarize()
+    assert summary["AP"] == summary["AR100"] == summary["per_class"]["red"] == 0
+    assert evaluator.results() == []
+
+
+def test_classes_without_ground_truth_are_nan_and_the_table_says_so(tmp_path):
+    dataset = load(write_coco(tmp_path, [TWO_REDS]))
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32), (0.8, 1, 0, 0, 32, 32)))
+    summary = evaluator.summarize()
+    assert math.isnan(summary["per_class"]["green"]) and math.isnan(summary["APl"])
+    table = format_table(summary)
+    assert "no ground truth" in table and "2 of 3 classes" in table and "50.5" in table
+
+
+def test_no_ground_truth_at_all_is_nan_with_a_note(tmp_path):
+    dataset = load(write_coco(tmp_path, [[], []]))
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32)))
+    summary = evaluator.summarize()
+    assert all(math.isnan(summary[name]) for name in STATISTICS)
+    assert "no ground truth" in format_table(summary)
+
+
+def test_summarize_prints_nothing_and_may_be_repeated(tmp_path, capsys):
+    evaluator = CocoEvaluator(load(write_coco(tmp_path, [TWO_REDS])))
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32)))
+    results = json.dumps(evaluator.results())
+    first = evaluator.summarize()
+    assert capsys.readouterr().out == ""
+    assert json.dumps(evaluator.summarize()) == json.dumps(first)
+    assert json.dumps(evaluator.results()) == results
+
+
+def test_a_table_of_many_classes_has_even_columns(tmp_path):
+    names = tuple(f"class number {i}" for i in range(7))
+    dataset = load(write_coco(tmp_path, [TWO_REDS], names=names, category_ids=range(1, 8)))
+    lines = format_table(CocoEvaluator(dataset).summarize(), columns=3).splitlines()
+    assert len(lines) == 1 + 3 + 1
+    assert [name in "\n".join(lines) for name in names] == [True] * 7
+    assert len(lines[1]) == len(lines[1].rstrip()) and lines[1].count("class") == 3
+
+
+def random_images(rng, count):
+    """Rectangles and what is found of them: shifted, mislabelled, made up, empty."""
+    truth, found = [], []
+    for _ in range(count):
+        boxes = [
+            (int(rng.integers(3)), x, y, x + int(rng.integers(4, 48)), y + int(rng.integers(4, 32)))
+            for x, y in rng.integers(0, 48, (rng.integers(0, 6), 2)).tolist()
+        ]
+        guesses = []
+        for label, left, top, right, bottom in boxes * 2:
+            shift = int(rng.integers(0, 6))
+            label = label if rng.random() < 0.8 else int(rng.integers(3))
+            guesses.append((rng.random(), label, left + shift, top, right, bottom))
+        guesses.append((0.0, 0, 5, 5, 5, 5))
+        found.append(instances(*sorted(guesses, reverse=True)))
+        truth.append(boxes)
+    return truth, found
+
+
+def test_the_numbers_are_those_of_pycocotools_on_the_full_list(tmp_path):
+    truth, found = random_images(np.random.default_rng(0), 30)
+    path = write_coco(tmp_path, truth)
+    # pycocotools misjudges annotation 0; a third of them are crowds, areas are not the masks'.
+    edit(
+        path,
+        lambda content: [
+            a.update(id=a["id"] + 1, iscrowd=int(a["id"] % 3 == 2), area=a["area"] * 1.1)
+            for a in content["annotations"]
+        ],
+    )
+    dataset = load(path)
+    evaluator = CocoEvaluator(dataset)
+    everything = []
+    for record, image in zip(dataset.images, found, strict=True):
+        evaluator.update(record.id, image)
+        for score, label, mask in zip(image.scores, image.labels, image.masks, strict=True):
+            code = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+            code["counts"] = code["counts"].decode()
+            everything.append(
+                {
+                    "image_id": record.id,
+                    "category_id": dataset.category_ids[label],
+                    "segmentation": code,
+                    "score": score.item(),
+                }
+            )
+    (tmp_path / "results.json").write_text(json.dumps(everything))
+    reference = COCO(str(path))
+    evaluation = COCOeval(reference, reference.loadRes(str(tmp_path / "results.json")), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    summary = evaluator.summarize()
+    for name, i in STATISTICS.items():
+        expected = evaluation.stats[i]
+        assert math.isnan(summary[name]) if expected == -1 else summary[name] == 100 * expected
+    for k, ap in enumerate(summary["per_class"].values()):
+        assert ap == 100 * evaluation.eval["precision"][:, :, k, 0, 2].mean()
+    assert 5 < summary["AP"] < 95 and len(evaluator.results()) == len(everything) - 30
+
+
+def test_written_results_evaluate_to_the_same_numbers(tmp_path):
+    truth, found = random_images(np.random.default_rng(1), 10)
+    path = write_coco(tmp_path, truth)
+    edit(path, lambda content: [a.update(id=a["id"] + 1) for a in content["annotations"]])
+    evaluator = CocoEvaluator(load(path))
+    for number, image in enumerate(found, start=1):
+        evaluator.update(number, image)
+    (tmp_path / "results.json").write_text(json.dumps(evaluator.results()))
+    reference = COCO(str(path))
+    evaluation = COCOeval(reference, reference.loadRes(str(tmp_path / "results.json")), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    summary = evaluator.summarize()
+    for name in ("AP", "APs", "APm"):
+        assert summary[name] == 100 * evaluation.stats[STATISTICS[name]] >= 0
+
+
+def test_annotation_0_counts_as_any_other(tmp_path):
+    evaluator = CocoEvaluator(load(write_coco(tmp_path, [TWO_REDS[:1]])))
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32)))
+    assert evaluator.summarize()["AP"] == pytest.approx(100)
+
+
+def test_annotations_without_area_or_crowd_flag_or_usable_mask(tmp_path):
+    path = write_coco(tmp_path, [[(0, 0, 0, 40, 40), (0, 48, 0, 88, 40)]])
+
+    def change(content):
+        for annotation in content["annotations"]:
+            del annotation["area"], annotation["iscrowd"]
+        bad = {"id": 90, "image_id": 1, "category_id": 3}
+        content["annotations"] += [
+            {**bad, "segmentation": [[1, 2]]},
+            {**bad, "id": 91, "segmentation": []},
+            {**bad, "id": 92},
+        ]
+
+    edit(path, change)
+    dataset = load(path)
+    assert len(dataset.skipped) == 3
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update(1, instances((0.9, 0, 0, 0, 40, 40), (0.9, 0, 48, 0, 88, 40)))
+    summary = evaluator.summarize()
+    assert summary["AP"] == pytest.approx(100) and summary["instances"] == 2
+    assert summary["APm"] == pytest.approx(100) and math.isnan(summary["APs"])
+
+
+def test_annotations_without_a_pixel_count_as_missed_as_they_do_for_pycocotools(tmp_path):
+    path = write_coco(tmp_path, [[(0, 0, 0, 40, 40), (0, 48, 0, 88, 40)]])
+
+    def change(content):
+        flat = {**content["annotations"][1], "id": 90, "segmentation": [[5, 5, 9, 5, 7, 5]]}
+        outside = {**flat, "id": 91, "segmentation": [[200, 5, 210, 5, 210, 20]]}
+        content["annotations"] += [flat, outside]
+        for annotation in content["annotations"]:
+            annotation["id"] += 1
+
+    edit(path, change)
+    dataset = load(path)
+    assert len(dataset.skipped) == 2
+    evaluator = CocoEvaluator(dataset)
+    evaluator.update(1, instances((0.9, 0, 0, 0, 40, 40), (0.8, 0, 48, 0, 88, 40)))
+    reference = COCO(str(path))
+    evaluation = COCOeval(
+        reference, reference.loadRes(json.loads(json.dumps(evaluator.results()))), "segm"
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    summary = evaluator.summarize()
+    assert summary["AP"] == 100 * evaluation.stats[0] < 60
+    assert summary["instances"] == 4
+
+
+def test_polygons_and_both_kinds_of_rle_are_the_same_ground_truth(tmp_path):
+    path = write_coco(tmp_path, [TWO_REDS, [(1, 8, 8, 40, 48)]])
+
+    def change(content):
+        first, second, _ = content["annotations"]
+        code = rle.merge(rle.frPyObjects(polygon(0, 0, 32, 32), 64, 96))
+        first["segmentation"] = {"size": [64, 96], "counts": code["counts"].decode()}
+        mask = np.zeros((64, 96), bool)
+        mask[0:32, 48:80] = True
+        runs = np.flatnonzero(np.diff(mask.T.ravel())) + 1
+        counts = np.diff([0, *runs, mask.size]).tolist()
+        second["segmentation"] = {"size": [64, 96], "counts": counts}
+
+    edit(path, change)
+    evaluator = CocoEvaluator(load(path))
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32), (0.8, 0, 48, 0, 80, 32)))
+    evaluator.update(2, instances((0.9, 1, 8, 8, 40, 48)))
+    assert evaluator.summarize()["AP"] == pytest.approx(100)
+
+
+def test_only_the_given_images_count_and_an_update_replaces_the_last(tmp_path):
+    dataset = load(write_coco(tmp_path, [TWO_REDS[:1], TWO_REDS[1:]]))
+    evaluator = CocoEvaluator(dataset, image_ids=[1])
+    evaluator.update(1, instances((0.9, 0, 40, 40, 64, 64)))
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32)))
+    assert evaluator.summarize()["AP"] == pytest.approx(100)
+    assert len(evaluator.results()) == 1
+
+
+def test_results_are_plain_json_with_the_original_ids():
+    (result,) = coco_results(
+        5, instances((0.75, 1, 8, 0, 16, 8), (0.0, 0, 4, 4, 4, 4), size=(64, 96)), (3, 7, 20)
+    )
+    assert set(result) == {"image_id", "category_id", "segmentation", "score"}
+    assert (result["image_id"], result["category_id"], result["score"]) == (5, 7, 0.75)
+    again = json.loads(json.dumps(result))["segmentation"]
+    mask = rle.decode(again)
+    assert mask.shape == (64, 96) and mask.sum() == 64 and mask[:8, 8:16].all()
+
+
+def test_evaluate_finds_the_rectangles_and_restores_the_mode(tmp_path):
+    rectangles = [[(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)], [(2, 16, 16, 80, 56)], []]
+    dataset = load(write_coco(tmp_path, rectangles))
+    model = ColourModel().train()
+    evaluator = evaluate(model, dataset, "cpu", workers=0, progress=False)
+    assert model.training
+    assert evaluator.summarize()["AP"] == pytest.approx(100)
+    first = evaluate(model.eval(), dataset, "cpu", max_images=1, workers=0, progress=False)
+    assert not model.training
+    assert {result["image_id"] for result in first.results()} == {1}
+    assert first.summarize()["images"] == 1
+
+
+def test_evaluate_holds_the_masks_of_one_image_at_a_time(tmp_path, monkeypatch):
+    dataset = load(write_coco(tmp_path, [[(0, 0, 0, 32, 32)]] * 4))
+    alive, counts = [], []
+
+    def watched(*args):
+        counts.append(sum(mask() is not None for mask in alive))
+        found = original(*args)
+        alive.append(weakref.ref(found[0].masks.untyped_storage()))
+        return found
+
+    original = coco_metrics.postprocess
+    monkeypatch.setattr(coco_metrics, "postprocess", watched)
+    evaluator = evaluate(ColourModel(), dataset, "cpu", workers=0, progress=False)
+    assert counts == [0, 0, 0, 0]
+    assert alive[-1]() is None and len(evaluator.results()) > 0
+
+
+def test_classes_are_matched_by_name(tmp_path):
+    path = write_coco(tmp_path, [[(1, 0, 0, 32, 32)]], names=("a", "b", "c"))
+    dataset = load(path)
+    assert match_classes(("c", "other", "a", "b"), 4, dataset).tolist() == [2, -1, 0, 1]
+    assert match_classes(None, 3, dataset).tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="1 of the 3 classes .*: c "):
+        match_classes(("a", "b"), 2, dataset)
+    with pytest.raises(InputError, match="80 classes.*has 3"):
+        match_classes(None, 80, dataset)
+    labels = match_classes(("x", "b", "a", "c"), 4, dataset)
+    evaluator = evaluate(ColourModel(4), dataset, "cpu", labels=labels, workers=0, progress=False)
+    assert evaluator.summarize()["per_class"]["b"] == pytest.approx(100)
+    assert {result["category_id"] for result in evaluator.results()} <= {3, 7, 20}
+    with pytest.raises(InputError, match="4 classes"):
+        evaluate(ColourModel(4), dataset, "cpu", workers=0, progress=False)
+
+
+def _evaluate_share(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dataset = load(folder / "val.json")
+    evaluator = evaluate(ColourModel(), dataset, "cpu", workers=0, progress=False)
+    (folder / f"{rank}.json").write_text(json.dumps(evaluator.results()))
+    dist.destroy_process_group()
+
+
+def test_two_processes_get_the_results_of_one(tmp_path):
+    truth, _ = random_images(np.random.default_rng(2), 5)
+    dataset = load(write_coco(tmp_path, truth))
+    alone = evaluate(ColourModel(), dataset, "cpu", workers=0, progress=False)
+    mp.spawn(_evaluate_share, (tmp_path,), nprocs=2)
+    assert json.loads((tmp_path / "0.json").read_text()) == alone.results()
+    shares = {r["image_id"] for r in json.loads((tmp_path / "1.json").read_text())}
+    assert shares and shares <= {2, 4}

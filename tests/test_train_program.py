@@ -1,0 +1,200 @@
+"""train.py as its users meet it: runs, interruptions, resumption and bad input."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from fastinst.data.demo import write_demo
+from fastinst.errors import InputError
+from fastinst.optimizer import lr_factor, parameter_groups
+from fastinst.weights import read_checkpoint
+
+PROGRAM = Path(train.__file__)
+TINY = "--model fastinst-d1-r18-192 --size 64 --set num_points=32 ffn_dim=32 hidden_dim=32"
+QUICK = f"{TINY} --batch-size 2 --workers 0 --device cpu --lr 1e-3 --backbone-lr 1".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training") / "my data"
+    write_demo(folder, train=6, val=2, seed=0)
+    return folder
+
+
+@pytest.fixture
+def run_train(monkeypatch):
+    """Runs train.main() in this process with the given arguments."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        return train.main()
+
+    yield call
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def rows(folder):
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder):
+    return read_checkpoint(folder / "last.pt")["model"]
+
+
+def test_a_run_leaves_checkpoints_a_log_and_the_next_commands(data, tmp_path, run_train, capsys):
+    out = tmp_path / "run"
+    assert run_train("--data", data, "--output", out, *QUICK, "--steps", 3) == 0
+    assert [row["step"] for row in rows(out)] == ["1", "2", "3"]
+    parts = ("loss_ce", "loss_mask", "loss_dice", "loss_proposal")
+    for row in rows(out):
+        assert sum(float(row[p]) for p in parts) == pytest.approx(float(row["loss"]), rel=1e-5)
+    assert rows(out)[-1]["AP"] != ""
+    checkpoint = read_checkpoint(out / "best.pt")
+    assert list(checkpoint["class_names"]) == ["disc", "square", "triangle", "ring"]
+    assert list(checkpoint["category_ids"]) == [1, 2, 4, 7]
+    printed = capsys.readouterr().out
+    assert "3 steps of 2 images" in printed and f"evaluate.py {out / 'best.pt'}" in printed
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, run_train):
+    """A real SIGINT in the middle of a real process; the weights end up bit-equal."""
+    options = [*QUICK, "--steps", "12", "--eval-every", "12"]
+    assert run_train("--data", data, "--output", tmp_path / "whole", *options) == 0
+
+    out = tmp_path / "parts"
+    command = [sys.executable, str(PROGRAM), "--data", str(data), "--output", str(out), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.csv").exists() or len(rows(out)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    stopped = int(re.search(r"stopped after step (\d+)", printed)[1])
+    assert 2 <= stopped < 12 and len(rows(out)) == stopped
+    assert "Traceback" not in printed
+
+    assert run_train("--resume", out, "--output", out) == 0
+    assert [row["step"] for row in rows(out)] == [str(i) for i in range(1, 13)]
+    assert [r["loss"] for r in rows(out)] == [r["loss"] for r in rows(tmp_path / "whole")]
+    expected = weights(tmp_path / "whole")
+    for name, value in weights(out).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_torchrun_trains_on_two_processes(data, tmp_path):
+    out = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [str(PROGRAM), "--data", str(data), "--output", str(out), *QUICK, "--steps", "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(out)] == ["1", "2"]
+    assert done.stdout.count("2 steps of 2 images") == 1
+
+
+def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path, run_train):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=r"step \d+: loss_.* not finite on images \d+, \d+;"):
+        run_train("--data", data, "--output", out, *QUICK, "--steps", 50, "--lr", 1e30)
+
+
+def test_bad_input_is_told_before_the_first_step(data, tmp_path, run_train, monkeypatch):
+    def no_step(*_):
+        raise AssertionError("a step was made")
+
+    monkeypatch.setattr(train.TrainingStep, "forward", no_step)
+    out = tmp_path / "out"
+    cases = {
+        "nowhere": ["--data", tmp_path / "nowhere"],
+        "frozen_batch_norm=false": ["--data", data, "--model", "fastinst-d1-r50-576"],
+        "num_layer": ["--data", data, "--set", "num_layer=3"],
+        "KEY=VALUE": ["--data", data, "--set", "num_layers"],
+        "unknown model": ["--data", data, "--model", "fastinst-d9"],
+        "no_such.pt": ["--data", data, "--weights", tmp_path / "no_such.pt"],
+        "no_such_run": ["--resume", tmp_path / "no_such_run"],
+        "nonsense": ["--data", data, "--device", "nonsense"],
+    }
+    for culprit, arguments in cases.items():
+        with pytest.raises(InputError, match=re.escape(culprit)):
+            run_train(*QUICK, "--output", out, *arguments)
+        assert not out.exists(), culprit
+
+
+def test_a_broken_image_is_found_before_the_first_step(tmp_path, run_train):
+    folder = tmp_path / "broken"
+    write_demo(folder, train=4, val=2, seed=0)
+    victim = sorted((folder / "train").iterdir())[2]
+    victim.write_bytes(victim.read_bytes()[:600])
+    with pytest.raises(InputError, match=re.escape(victim.name)):
+        run_train("--data", folder, "--output", tmp_path / "out", *QUICK, "--steps", 1)
+
+
+def test_a_run_is_neither_overwritten_nor_mixed_up(data, tmp_path, run_train):
+    out = tmp_path / "run"
+    run_train("--data", data, "--output", out, *QUICK, "--steps", 1)
+    before = (out / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        run_train("--data", data, "--output", out, *QUICK, "--steps", 2)
+    with pytest.raises(InputError, match="nothing is left"):
+        run_train("--resume", out)
+    with pytest.raises(InputError, match="--batch-size cannot change"):
+        run_train("--resume", out, "--batch-size", 4)
+    other = tmp_path / "other"
+    write_demo(other, train=5, val=2, seed=1)
+    with pytest.raises(InputError, match="not what .* was trained on"):
+        run_train("--resume", out, "--data", other, "--steps", 3)
+    assert (out / "last.pt").read_bytes() == before
+
+
+def test_resuming_can_extend_a_run(data, tmp_path, run_train):
+    out = tmp_path / "run"
+    run_train("--data", data, "--output", out, *QUICK, "--steps", 1)
+    run_train("--resume", out, "--epochs", 1)
+    assert [row["step"] for row in rows(out)] == ["1", "2", "3"]
+
+
+def test_an_output_folder_that_cannot_be_written(data, tmp_path, run_train):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="in the way|file"):
+        run_train("--data", data, "--output", tmp_path / "file" / "run", *QUICK, "--steps", 1)
+
+
+def test_schedule_warms_up_and_drops_where_the_release_does():
+    total = 368_750
+    assert lr_factor(0, total, 10) == pytest.approx(0.1)
+    assert lr_factor(9, total, 10) == lr_factor(327_777, total, 10) == 1
+    assert lr_factor(327_778, total, 10) == pytest.approx(0.1)
+    assert lr_factor(355_091, total, 10) == pytest.approx(0.1)
+    assert lr_factor(355_092, total, 10) == pytest.approx(0.01)
+
+
+def test_parameter_groups_hold_each_parameter_once_with_the_release_s_decay():
+    import fastinst
+
+    model = fastinst.create_model("fastinst-d1-r18-192")
+    groups = parameter_groups(model, lr=1.0, backbone_lr=0.1, weight_decay=0.05)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    grouped = [names[p] for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(names.values()) and len(groups) == 4
+    of = {names[p]: group for group in groups for p in group["params"]}
+    assert of["backbone.layer1.0.conv1.weight"]["lr"] == 0.1
+    assert of["backbone.bn1.weight"]["weight_decay"] == 0
+    assert of["decoder.layers.0.query_ffn.norm.bias"]["weight_decay"] == 0
+    assert of["positions.weight"]["weight_decay"] == of["queries.aux_features"]["weight_decay"] == 0
+    assert of["queries.classifier.bias"]["weight_decay"] == 0.05
+    assert of["decoder.layers.0.query_ffn.linear1.weight"]["lr"] == 1.0

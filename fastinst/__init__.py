@@ -2,11 +2,16 @@
 
 from fastinst.config import list_models
 from fastinst.model import create_model
+from fastinst.official import load_official
 from fastinst.results import Instances, postprocess
+from fastinst.weights import load_model, load_weights
 
 __all__ = [
     "Instances",
     "create_model",
     "list_models",
+    "load_model",
+    "load_official",
+    "load_weights",
     "postprocess",
 ]

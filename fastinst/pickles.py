@@ -1,12 +1,14 @@
 """Reading files of tensors and arrays by their content, without running code from them."""
 
 import codecs
+import os
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -66,9 +68,7 @@ def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
 _NUMPY = {"numpy.ndarray": _Array, "numpy.dtype": _Dtype}
 for _core in ("numpy.core", "numpy._core"):
     _NUMPY[f"{_core}.multiarray._reconstruct"] = lambda *_: _Array(0)
-    _NUMPY[f"{_core}.multiarray.scalar"] = lambda dtype, data: _from_buffer(data, dtype, (), "C")[
-        ()
-    ]
+    _NUMPY[f"{_core}.multiarray.scalar"] = _scalar
     _NUMPY[f"{_core}.numeric._frombuffer"] = _from_buffer
 _SAFE = _NUMPY | {"collections.OrderedDict": OrderedDict, "_codecs.encode": codecs.encode}
 
@@ -91,7 +91,7 @@ def read_file(path: Path | str) -> Any:
             if head.startswith(_ZIP):
                 _check_zip(path)
             elif _LEGACY not in head:
-                file.seek(0)
+                _check_pickle(file)
                 return _Unpickler(file, encoding="latin1").load()
         with torch.serialization.safe_globals([(made, name) for name, made in _NUMPY.items()]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -168,6 +168,16 @@ class _Unpickler(pickle.Unpickler):
             return _SAFE[f"{module}.{name}"]
         except KeyError:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}") from None
+
+
+def _check_pickle(file: BinaryIO) -> None:
+    """Raises if a damaged number would make pickle ask for memory without end."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    for operation, argument, _ in pickletools.genops(file):  # lengths it checks itself
+        if operation.name.endswith("PUT") and int(argument) > size:
+            raise pickle.UnpicklingError(f"entry {argument} in a file of {size} bytes")
+    file.seek(0)
 
 
 def _check_zip(path: Path | str) -> None:

@@ -1,0 +1,268 @@
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastinst.results
+from fastinst import create_model, ops
+from fastinst.errors import run
+from fastinst.weights import save_checkpoint
+
+PROGRAM = Path(__file__).parents[1] / "benchmark.py"
+NAME = "fastinst-d1-r18-192"
+TINY = {"hidden_dim": 32, "num_heads": 2, "ffn_dim": 32, "test_short_edge": 64, "test_max_edge": 96}
+
+
+def tiny_model(name=NAME):
+    return create_model(name, **TINY)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """benchmark.py as a module, whose models are tiny."""
+    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "create_model", tiny_model)
+    return module
+
+
+@pytest.fixture
+def program(benchmark, monkeypatch, capsys):
+    """Run the program: (arguments) -> (exit code, stdout, stderr)."""
+
+    def start(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            run(benchmark.main)
+        output = capsys.readouterr()
+        return exit_.value.code, output.out, output.err
+
+    return start
+
+
+SHORT = ("--device", "cpu", "--height", 50, "--width", 70, "--warmup", 1, "--iterations", 2)
+
+
+def images(*sizes):
+    rng = np.random.default_rng(1)
+    return [rng.integers(256, size=(*size, 3), dtype=np.uint8) for size in sizes]
+
+
+@torch.inference_mode()
+def test_the_stages_are_the_model(benchmark):
+    model = tiny_model().eval()
+    originals = images((50, 70), (90, 40))
+    stages = dict(benchmark.staged(model, originals))
+    assert tuple(stages) == benchmark.STAGES
+    outputs = model(stages["preprocess"])
+    assert outputs.keys() == stages["decoder"].keys()
+    for key, value in outputs.items():
+        assert torch.equal(value, stages["decoder"][key]), key
+    for resized in (None, stages["resize"]):
+        whole = benchmark.whole(model, originals, resized)
+        for a, b, original in zip(whole, stages["download"], originals, strict=True):
+            assert a.masks.shape[1:] == original.shape[:2]
+            assert torch.equal(a.masks, b.masks) and torch.equal(a.scores, b.scores)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "application"])
+def test_what_end_to_end_spans(benchmark, monkeypatch, protocol):
+    """On a clock that only resizing and reading out move, by 3 s and 1 s."""
+    clock = SimpleNamespace(now=0.0)
+
+    def moving(function, seconds):
+        def moved(*args):
+            clock.now += seconds
+            return function(*args)
+
+        return moved
+
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    for name, seconds in (("resize_shortest_edge", 3.0), ("postprocess", 1.0)):
+        monkeypatch.setattr(benchmark, name, moving(getattr(benchmark, name), seconds))
+    args = SimpleNamespace(
+        protocol=protocol, warmup=0, iterations=2, images=None, batch_size=1, height=50, width=70
+    )
+    timings = {stage: [] for stage in (*benchmark.STAGES, benchmark.END_TO_END)}
+    benchmark.measure(tiny_model().eval(), args, {}, timings)
+    assert timings.pop("resize") == [3000, 3000]
+    assert timings.pop("read-out") == [1000, 1000]
+    assert timings.pop("end to end") == ([1000, 1000] if protocol == "paper" else [4000, 4000])
+    assert set(map(tuple, timings.values())) == {(0, 0)}
+
+
+def test_percentiles(benchmark):
+    times = [float(i) for i in range(101)]
+    row = benchmark.summarize({"read-out": times[::-1]}, 2)["read-out"]
+    expected = {"median_ms": 50, "p95_ms": 95, "p99_ms": 99, "mean_ms": 50, "fps": 40}
+    assert row == pytest.approx(expected)
+
+
+def test_warm_up_is_stable(benchmark):
+    assert benchmark.is_stable([90, 9, 10, 10.2, 10, 9, 10.3])
+    assert not benchmark.is_stable([14, 13, 12, 11, 10, 9])
+    assert not benchmark.is_stable([10] * 5)
+
+
+@torch.inference_mode()
+def test_random_weights_read_out_every_query(benchmark, monkeypatch):
+    read = []
+
+    def count(masks, *sizes):
+        read.append(len(masks))
+        return ops.read_out_masks(masks, *sizes)
+
+    monkeypatch.setattr(fastinst.results, "ops", SimpleNamespace(read_out_masks=count))
+    monkeypatch.setattr(benchmark, "create_model", create_model)
+    for model in (create_model(NAME), benchmark.random_model(NAME)):
+        dict(benchmark.staged(model.eval(), images((48, 64))))
+    assert read[0] < read[1] == 100
+
+
+@torch.inference_mode()
+def test_random_weights_fit_float16(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "create_model", create_model)
+    model = benchmark.random_model("fastinst-d3-r101-640").eval()
+    batch, _ = model.preprocess([torch.from_numpy(images((64, 64))[0]).permute(2, 0, 1)])
+    assert max(feature.abs().max() for feature in model.backbone(batch)) < 6e3
+
+
+def test_flops_of_our_operators(benchmark):
+    """They count as the convolution and the two products that they stand for."""
+
+    def count(function, *args):
+        with FlopCounterMode(display=False, custom_mapping=benchmark.FLOPS) as counter:
+            function(*(torch.empty(shape, device="meta") for shape in args))
+        return counter.get_total_flops()
+
+    shapes = (2, 6, 9, 8), (5, 6, 3, 3)
+    plain = count(lambda x, w: F.conv2d(x, w, stride=2, padding=1), *shapes)
+    deformable = count(
+        lambda x, w, o: ops.deform_conv2d(x, o, w, stride=2, padding=1), *shapes, (2, 18, 5, 4)
+    )
+    assert deformable == plain > 0
+
+    shapes = (2, 3, 7, 4), (2, 3, 11, 4), (2, 3, 11, 4)
+    plain = count(lambda q, k, v: (q @ k.transpose(2, 3)) @ v, *shapes)
+    masked = count(
+        lambda q, k, v, a: ops.masked_cross_attention(q, k, v, a > 0), *shapes, (2, 6, 11)
+    )
+    assert masked == plain > 0
+
+
+def test_active_kernels_see_an_override():
+    before = ops.active_kernels("cpu")
+    with torch.library._scoped_library("fastinst", "IMPL") as library:
+        library.impl("select_queries", lambda *args: None, "CPU")
+        now = ops.active_kernels("cpu")
+        assert ops.active_kernels("cuda")["select_queries"] == before["select_queries"]
+    assert now == before | {"select_queries": "compiled"}
+    assert ops.active_kernels("cpu") == before
+    assert {"deform_conv2d", "masked_cross_attention", "read_out_masks"} < before.keys()
+    assert set(before.values()) <= {"reference", "compiled"}
+
+
+def test_json_and_csv(program, benchmark, tmp_path):
+    numbers, rows = tmp_path / "new" / "speed.json", tmp_path / "cpu.csv"
+    code, out, err = program(NAME, *SHORT, "--json", numbers, "--csv", rows)
+    assert code == 0, err
+    assert "protocol: paper" in out and "images per second" in out and "ops: " in out
+    report = json.loads(numbers.read_text())
+    assert report["protocol"] == "paper" and not report["interrupted"]
+    assert (report["batch"], report["dtype"]) == (1, "float32")
+    assert report["ops"] == ops.active_kernels("cpu")
+    assert report["threads"] == torch.get_num_threads()
+    [entry] = report["models"]
+    assert (entry["model"], entry["weights"], entry["input"]) == (NAME, "random", [64, 96])
+    assert entry["parameters"] == sum(p.numel() for p in tiny_model().parameters())
+    assert entry["flops"] > 1e6 and entry["peak_memory_bytes"] > 2**20
+    assert (entry["warmup_runs"], entry["runs"], entry["stable"]) == (1, 2, False)
+    assert tuple(entry["stages"]) == (*benchmark.STAGES, "end to end")
+    end = entry["stages"]["end to end"]
+    assert end["fps"] == pytest.approx(1000 / end["mean_ms"])
+    assert 0 < end["median_ms"] <= end["p95_ms"] <= end["p99_ms"]
+
+    first = rows.read_text()
+    assert program(NAME, *SHORT, "--csv", rows, "--batch-size", 2, "--dtype", "bfloat16")[0] == 0
+    assert rows.read_text().startswith(first)
+    table = list(csv.DictReader(rows.open(newline="")))
+    assert [row["stage"] for row in table] == [*benchmark.STAGES, "end to end"] * 2
+    assert {(row["batch"], row["dtype"]) for row in table[8:]} == {("2", "bfloat16")}
+    assert float(table[7]["fps"]) == pytest.approx(end["fps"], abs=1e-3)
+    assert (table[0]["height"], table[0]["width"], table[0]["model"]) == ("50", "70", NAME)
+
+
+def test_checkpoint_and_folder_of_images(program, tmp_path):
+    checkpoint, folder = tmp_path / "best.pt", tmp_path / "my images"
+    save_checkpoint(checkpoint, tiny_model(), None, None)
+    folder.mkdir()
+    for i, image in enumerate(images((50, 70), (90, 40))):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    numbers = tmp_path / "speed.json"
+    options = ("--images", folder, "--device", "cpu", "--warmup", 0, "--iterations", 3)
+    code, _, err = program(checkpoint, *options, "--json", numbers)
+    assert code == 0, err
+    report = json.loads(numbers.read_text())
+    assert (report["images"], report["height"]) == (str(folder), None)
+    assert report["models"][0]["weights"] == str(checkpoint)
+
+
+def test_paper_table(program, benchmark, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "create_model", lambda name: tiny_model(NAME))
+    monkeypatch.setattr(benchmark, "PAPER_FPS", {NAME: 53.8})
+    code, out, err = program("--paper-table", *SHORT)
+    assert code == 0, err
+    name, paper, here = out.splitlines()[-1].split()
+    assert (name, paper) == (NAME, "53.8") and float(here) > 0
+
+
+def test_an_interrupt_keeps_what_was_measured(program, benchmark, monkeypatch, tmp_path):
+    calls = []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 4:  # after one of warming up and two that are measured
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    whole = benchmark.whole
+    monkeypatch.setattr(benchmark, "whole", interrupted)
+    numbers, rows = tmp_path / "speed.json", tmp_path / "cpu.csv"
+    code, out, err = program(NAME, *SHORT[:-1], 9, "--json", numbers, "--csv", rows)
+    assert code == 130 and "interrupted" in err
+    report = json.loads(numbers.read_text())
+    assert report["interrupted"] and report["models"][0]["runs"] == 2
+    assert "2 runs after 1" in out and not rows.exists()
+
+
+def test_bad_input(program, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for arguments, message in (
+        (["fastinst-d9"], "neither a file nor a model; the models are fastinst-d1-r50-576"),
+        ([], "either a model or --paper-table"),
+        ([NAME, "--paper-table"], "either a model or --paper-table"),
+        ([NAME, "--iterations", 0], "--iterations must be positive"),
+        ([NAME, "--iterations", 1, "--seconds", 1], "not allowed with"),
+        ([NAME, "--warmup", -1], "--warmup must not be negative"),
+        ([NAME, "--batch-size", 0], "--batch-size must be positive"),
+        ([NAME, "--device", "abacus"], "abacus"),
+        ([NAME, "--device", "meta"], "cannot time 'meta'"),
+        ([NAME, "--images", tmp_path / "none"], "no such folder"),
+        ([NAME, "--images", tmp_path / "empty"], "no images"),
+        ([NAME, "--images", tmp_path, "--height", 9], "their own height"),
+        ([NAME, "--csv", tmp_path / "other.csv"], "does not have the columns"),
+    ):
+        code, _, err = program(*arguments)
+        assert code == 2 and message in err, (arguments, err)
+    assert (tmp_path / "other.csv").read_text() == "a,b\n1,2\n"

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from fastinst.data.augment import resize_shortest_edge
 from fastinst.data.coco import CocoDataset, find_coco, load_coco, read_image
-from fastinst.data.coco_classes import COCO_CLASSES
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
@@ -175,15 +174,12 @@ def classes(
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Class names and category ids by label.
 
-    A checkpoint of fastinst holds them. For one of the authors' code they are the ground truth's
-    if it has as many, else COCO's if there are 80, else numbers from 1 on.
+    The checkpoint's, or for one that has none the ground truth's if it has as many, else numbers.
     """
     if info.class_names is not None:
         return info.class_names, info.category_ids or tuple(range(1, num_classes + 1))
     if truth and len(truth.class_names) == num_classes:
         return truth.class_names, truth.category_ids
-    if num_classes == len(COCO_CLASSES):
-        return tuple(COCO_CLASSES.values()), tuple(COCO_CLASSES)
     numbers = tuple(range(1, num_classes + 1))
     return tuple(f"class {number}" for number in numbers), numbers
 

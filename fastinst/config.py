@@ -49,10 +49,16 @@ class ModelConfig:
             minimum = 1 if field.type is int and field.name != "num_aux_queries" else 0
             if field.type in (int, float) and not value >= minimum:
                 raise InputError(f"{field.name} must be at least {minimum}, got {value}")
-        if self.hidden_dim % 32 or self.hidden_dim % self.num_heads:
+        if self.hidden_dim % 64 or self.hidden_dim % self.num_heads:
+            # 32 groups of more than one channel, or a map of one pixel cannot be normalised.
             raise InputError(
-                f"hidden_dim must be a multiple of 32 (group normalisation) and of num_heads, "
+                f"hidden_dim must be a multiple of 64 and of num_heads, "
                 f"got {self.hidden_dim} and {self.num_heads}"
+            )
+        if not self.importance_ratio <= min(1, self.oversample_ratio):
+            raise InputError(
+                f"importance_ratio must be at most 1 and oversample_ratio, "
+                f"got {self.importance_ratio} and {self.oversample_ratio}"
             )
 
 
@@ -113,7 +119,8 @@ def _has_type(value: Any, expected: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if expected in (bool, str):
         return isinstance(value, expected)
-    return len(value) == 3 and all(_has_type(v, float) for v in value)  # a pixel triple
+    is_triple = isinstance(value, tuple) and len(value) == 3  # of the pixels' statistics
+    return is_triple and all(_has_type(v, float) for v in value)
 
 
 def _type_name(expected: Any) -> str:

@@ -24,9 +24,9 @@ def pad_targets(targets: list[dict[str, Tensor]], batch: Tensor, num_classes: in
     padded = []
     for i, target in enumerate(targets):
         labels, masks = target["labels"], target["masks"]
-        if labels.dtype != torch.int64 or masks.dtype != torch.bool:
+        if labels.is_floating_point() or masks.dtype != torch.bool:
             raise InputError(
-                f"target {i}: labels must be int64 and masks bool, "
+                f"target {i}: labels must be integers and masks bool, "
                 f"got {labels.dtype} and {masks.dtype}"
             )
         if labels.dim() != 1 or masks.dim() != 3 or len(labels) != len(masks):
@@ -40,7 +40,7 @@ def pad_targets(targets: list[dict[str, Tensor]], batch: Tensor, num_classes: in
         if not labels.is_cuda and ((labels < 0) | (labels >= num_classes)).any():
             raise InputError(f"target {i}: labels must be in 0..{num_classes - 1}, got {labels}")
         masks = F.pad(masks.to(batch.device, dtype), (0, width - w, 0, height - h))
-        padded.append(Target(labels.to(batch.device), masks))
+        padded.append(Target(labels.to(batch.device, torch.int64), masks))
     return padded
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from fastinst.errors import InputError
 from fastinst.model import FastInst
 
+# Only trainable batch norms have these, and nothing uses them.
+BATCH_COUNTER = "num_batches_tracked"
+
 _PIXELS = "sem_seg_head.pixel_decoder."
 _HEAD = "sem_seg_head.predictor."
 
@@ -82,7 +85,7 @@ def official_names(model: FastInst) -> dict[str, str]:
     rules = _RULES if variant_d else _RULES + _DETECTRON2_RULES
     names = {}
     for ours in model.state_dict():
-        if ours.endswith("num_batches_tracked"):
+        if ours.endswith(BATCH_COUNTER):
             continue
         names[ours] = ours
         for pattern, replacement in rules:
@@ -100,32 +103,51 @@ def load_official(model: FastInst, state_dict: Mapping[str, Tensor | np.ndarray]
     the release's losses, is passed over.
 
     Raises:
-        InputError: lists every name that is missing, unexpected or of the wrong shape.
+        InputError: lists what is missing, unexpected or of the wrong shape.
     """
-    given = {name: torch.as_tensor(value) for name, value in state_dict.items()}
+    given = {
+        name: torch.as_tensor(value)
+        for name, value in state_dict.items()
+        if not name.endswith("criterion.empty_weight")
+    }
     own = model.state_dict()
-    renamed, missing, wrong = {}, [], []
-    for ours, official in official_names(model).items():
-        if official not in given:
-            missing.append(official)
-            continue
-        renamed[ours] = given.pop(official)
-        if renamed[ours].shape != own[ours].shape:
-            shapes = tuple(renamed[ours].shape), tuple(own[ours].shape)
-            wrong.append(f"{official} has shape {shapes[0]}, the model's is {shapes[1]}")
-    unexpected = [name for name in given if not name.endswith("criterion.empty_weight")]
-    problems = [
-        f"{title}: {', '.join(names)}"
-        for title, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", wrong),
-        )
-        if names
-    ]
+    fitted, problems = fit(own, official_names(model), given)
     if problems:
         raise InputError(
             f"these weights are not of {model.config.name} with {model.config.num_classes} "
-            f"classes; {'; '.join(problems)}"
+            f"classes; {problems}"
         )
-    model.load_state_dict(own | renamed)
+    model.load_state_dict(own | fitted)
+
+
+def fit(
+    own: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    given: Mapping[str, Tensor],
+    optional: tuple[str, ...] = (),
+    most: int = 20,
+) -> tuple[dict[str, Tensor], str]:
+    """What of `given` goes to which of our names, and what does not fit, in words.
+
+    Args:
+        own: the module's state dict
+        names: our names to those in `given`
+        optional: ends of our names that `given` need not have
+        most: how many names of each kind of misfit are told
+    """
+    rest, fitted, missing, wrong = dict(given), {}, [], []
+    for ours, theirs in names.items():
+        value = rest.pop(theirs, None)
+        if value is None:
+            missing += [theirs] if not ours.endswith(optional) else []
+        elif value.shape != own[ours].shape:
+            wrong.append(f"{theirs} {list(value.shape)}, not {list(own[ours].shape)}")
+        else:
+            fitted[ours] = value
+    unexpected = [name for name in rest if not name.endswith(BATCH_COUNTER)]
+    titles = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
+    return fitted, "; ".join(
+        f"{title} ({len(found)}): {', '.join(found[:most])}{', ...' if len(found) > most else ''}"
+        for title, found in titles.items()
+        if found
+    )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fastinst.config import PRESETS, ModelConfig
+from fastinst.data.coco_classes import COCO_CLASSES
 from fastinst.errors import InputError
 from fastinst.files import write_whole
 from fastinst.model import FastInst, create_model
-from fastinst.official import official_names
+from fastinst.official import BATCH_COUNTER, fit, official_names
 from fastinst.pickles import find_tensors, read_file
 from fastinst.release import RELEASE_FILES, download
 
@@ -21,7 +22,6 @@ FORMAT = "fastinst/1"
 
 # The layers with a row per class and one for no-object.
 _CLASS_LAYERS = re.compile(r"queries\.classifier\.|decoder\.heads\.\d+\.class_mlp\.layers\.2\.")
-_COUNTERS = "num_batches_tracked"  # only trainable batch norms have them, and nothing uses them
 _OFFSETS = ("conv2.offset.weight", "conv2.offset.bias")
 
 
@@ -131,9 +131,14 @@ def load_model(
             f"ones; make the model with fastinst.create_model and use fastinst.load_weights"
         )
     _load(model, weights)
-    classes = (checkpoint.get(key) for key in ("class_names", "category_ids"))
-    class_names, category_ids = (None if value is None else tuple(value) for value in classes)
-    return model.to(device).eval(), CheckpointInfo(model.config.name, class_names, category_ids)
+    class_names, category_ids = checkpoint.get("class_names"), checkpoint.get("category_ids")
+    if weights.official and model.config.num_classes == len(COCO_CLASSES):
+        class_names, category_ids = COCO_CLASSES.values(), COCO_CLASSES.keys()
+    return model.to(device).eval(), CheckpointInfo(
+        model.config.name,
+        None if class_names is None else tuple(class_names),
+        None if category_ids is None else tuple(category_ids),
+    )
 
 
 def load_backbone(model: FastInst, source: Path | str) -> None:
@@ -165,7 +170,7 @@ def load_backbone(model: FastInst, source: Path | str) -> None:
             if ours.startswith("backbone.")
         }
     given = {k: v for k, v in tensors.items() if not k.startswith(("fc.", "stem.fc."))}
-    fitted, problems = _fit(own, names, given, optional=(_COUNTERS, *_OFFSETS))
+    fitted, problems = fit(own, names, given, optional=(BATCH_COUNTER, *_OFFSETS))
     if problems:
         raise InputError(f"{source} is no {model.config.backbone} of ImageNet; {problems}")
     model.backbone.load_state_dict(own | fitted)
@@ -257,7 +262,7 @@ def _load(model: FastInst, weights: _Weights) -> list[str]:
             if shape != own[ours].shape:
                 kept.append(ours)
                 given[theirs] = own[ours]
-    fitted, problems = _fit(own, names, given, optional=(_COUNTERS,))
+    fitted, problems = fit(own, names, given, optional=(BATCH_COUNTER,))
     if problems:
         raise InputError(
             f"{weights.path} is a checkpoint of another model, {_describe(weights, model.config)}, "
@@ -275,37 +280,6 @@ def _describe(weights: _Weights, wanted: ModelConfig) -> str:
             return of
         fields = dataclasses.asdict(wanted).items()
         others = [f"{k}={config[k]!r}" for k, v in fields if k in config and config[k] != v]
-        return f"{of} and {', '.join(others)}"
+        return ", ".join([of, *others])
     found = _recognise(weights)
     return f"{found[0]} with {found[1]} classes" if found else "an unknown one"
-
-
-def _fit(
-    own: Mapping[str, Tensor],
-    names: Mapping[str, str],
-    given: Mapping[str, Tensor],
-    optional: tuple[str, ...],
-) -> tuple[dict[str, Tensor], str]:
-    """What of `given` goes to which of our names, and what does not fit, in words.
-
-    Args:
-        own: the module's state dict
-        names: our names to those in `given`
-        optional: ends of our names that `given` need not have
-    """
-    rest, fitted, missing, wrong = dict(given), {}, [], []
-    for ours, theirs in names.items():
-        value = rest.pop(theirs, None)
-        if value is None:
-            missing += [theirs] if not ours.endswith(optional) else []
-        elif value.shape != own[ours].shape:
-            wrong.append(f"{theirs} {list(value.shape)}, not {list(own[ours].shape)}")
-        else:
-            fitted[ours] = value
-    unexpected = [name for name in rest if not name.endswith(_COUNTERS)]
-    titles = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
-    return fitted, "; ".join(
-        f"{title} ({len(found)}): {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
-        for title, found in titles.items()
-        if found
-    )

@@ -73,7 +73,11 @@ def test_a_config_survives_the_way_through_a_dict():
         ({"frozen_batch_norm": 1}, "^frozen_batch_norm must be True or False"),
         ({"backbone": 50}, "^backbone must be a string"),
         ({"pixel_mean": (1.0, 2.0)}, "^pixel_mean must be three numbers"),
-        ({"hidden_dim": 100}, "^hidden_dim must be a multiple of 32"),
+        ({"pixel_std": 58.0}, "^pixel_std must be three numbers, got 58.0"),
+        ({"pixel_std": None}, "^pixel_std must be three numbers, got None"),
+        ({"importance_ratio": 1.5}, "^importance_ratio must be at most 1"),
+        ({"oversample_ratio": 0.5}, "^importance_ratio must be .* got 0.75 and 0.5"),
+        ({"hidden_dim": 96}, "^hidden_dim must be a multiple of 64"),
         ({"hidden_dim": 64, "num_heads": 7}, "^hidden_dim must be .* of num_heads, got 64 and 7"),
     ],
 )

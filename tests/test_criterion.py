@@ -272,8 +272,11 @@ GOOD = {"labels": torch.tensor([0, 1]), "masks": torch.ones(2, 9, 13, dtype=torc
         ({"masks": torch.ones(2, 9, 49).bool()}, "^target 1: masks of 9x49 exceed"),
         ({"labels": torch.tensor([0, 3])}, r"^target 1: labels must be in 0\.\.2"),
         ({"labels": torch.tensor([-1, 0])}, r"^target 1: labels must be in 0\.\.2"),
-        ({"labels": torch.tensor([0.0, 1.0])}, "^target 1: labels must be int64 and masks bool"),
-        ({"masks": 255 * torch.ones(2, 9, 13).byte()}, "^target 1: labels must be int64 and masks"),
+        ({"labels": torch.tensor([0.0, 1.0])}, "^target 1: labels must be integers and masks bool"),
+        (
+            {"masks": 255 * torch.ones(2, 9, 13).byte()},
+            "^target 1: labels must be integers",
+        ),
     ],
 )
 def test_targets_that_do_not_fit_are_named(change, message):

@@ -64,8 +64,9 @@ def test_lists_all_that_does_not_fit_and_loads_nothing(model):
         load_official(model, state)
     message = str(caught.value)
     assert message.startswith("these weights are not of fastinst-d1-r18-192 with 3 classes; ")
-    assert "missing: backbone.stem.conv1.weight, sem_seg_head.predictor.meta_pos_embed" in message
-    assert "unexpected: surplus.one, surplus.two" in message
-    assert "backbone.stem.conv1.norm.bias has shape (65,), the model's is (64,)" in message
+    missing = "backbone.stem.conv1.weight, sem_seg_head.predictor.meta_pos_embed"
+    assert f"missing (2): {missing}" in message
+    assert "unexpected (2): surplus.one, surplus.two" in message
+    assert "wrong shape (1): backbone.stem.conv1.norm.bias [65], not [64]" in message
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -190,16 +190,15 @@ def test_ground_truth_is_drawn_beside(predict, photos, tmp_path):
     assert Image.open(out / "1.jpg").width > 2 * 96 and Image.open(out / "other.jpg").width == 96
 
 
-@pytest.mark.parametrize("num_classes, name", [(5, "class 1"), (80, "person")])
-def test_unknown_class_names(predict, photos, tmp_path, num_classes, name):
+def test_unknown_class_names(predict, photos, tmp_path):
     def load(source, device):
-        return ColourModel(num_classes), CheckpointInfo("plain", None, None)
+        return ColourModel(5), CheckpointInfo("plain", None, None)
 
     out = tmp_path / "out"
     code, _, _ = predict("plain", photos, "--output", out, load_model=load)
     categories = read(out)["categories"]
-    assert code == 0 and len(categories) == num_classes and categories[0] == {"id": 1, "name": name}
-    assert categories[-1]["id"] == (90 if num_classes == 80 else 5)
+    assert code == 0 and len(categories) == 5
+    assert categories[0] == {"id": 1, "name": "class 1"} and categories[-1]["id"] == 5
 
 
 def test_unknown_class_names_are_those_of_a_fitting_ground_truth(predict, photos, tmp_path):

@@ -19,7 +19,7 @@ from fastinst.optimizer import lr_factor, parameter_groups
 from fastinst.weights import read_checkpoint
 
 PROGRAM = Path(train.__file__)
-TINY = "--model fastinst-d1-r18-192 --size 64 --set num_points=32 ffn_dim=32 hidden_dim=32"
+TINY = "--model fastinst-d1-r18-192 --size 64 --set num_points=32 ffn_dim=32 hidden_dim=64"
 QUICK = f"{TINY} --batch-size 2 --workers 0 --device cpu --lr 1e-3 --backbone-lr 1".split()
 
 

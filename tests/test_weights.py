@@ -372,6 +372,15 @@ def test_official_file(tmp_path, values):
     assert_official(model)
 
 
+def test_official_weights_of_80_classes_find_coco_s(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(official_state(num_classes=80), path)
+    _, info = load_model(path)
+    assert len(info.class_names) == len(info.category_ids) == 80
+    assert (info.class_names[0], info.category_ids[0]) == ("person", 1)
+    assert (info.class_names[-1], info.category_ids[-1]) == ("toothbrush", 90)
+
+
 def test_official_file_with_other_classes_or_of_another_model(tmp_path):
     path = tmp_path / "model.pth"
     torch.save(official_state(), path)  # bare

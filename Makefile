@@ -30,8 +30,9 @@ demo: install
 		--ground-truth demo/data/annotations/instances_val.json
 	@echo "Pictures of predictions beside ground truth: demo/pictures"
 
+# One thread: the models of the tests are too small to gain from more.
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)

@@ -19,7 +19,7 @@ from fastinst.weights import save_checkpoint
 
 PROGRAM = Path(__file__).parents[1] / "benchmark.py"
 NAME = "fastinst-d1-r18-192"
-TINY = {"hidden_dim": 32, "num_heads": 2, "ffn_dim": 32, "test_short_edge": 64, "test_max_edge": 96}
+TINY = {"hidden_dim": 64, "num_heads": 2, "ffn_dim": 32, "test_short_edge": 64, "test_max_edge": 96}
 
 
 def tiny_model(name=NAME):

@@ -12,7 +12,7 @@ from fastinst.official import load_official, official_names
 @pytest.fixture(scope="module")
 def model():
     return fastinst.create_model(
-        "fastinst-d1-r18-192", num_classes=3, hidden_dim=32, num_heads=2, ffn_dim=32
+        "fastinst-d1-r18-192", num_classes=3, hidden_dim=64, num_heads=2, ffn_dim=32
     )
 
 

@@ -27,7 +27,7 @@ from fastinst.weights import (
     save_checkpoint,
 )
 
-SMALL = {"hidden_dim": 32, "ffn_dim": 32, "num_queries": 10, "num_points": 16}
+SMALL = {"hidden_dim": 64, "ffn_dim": 32, "num_queries": 10, "num_points": 16}
 RELEASED = "fastinst-d1-r50-576"
 OFFICIAL_BIAS = "sem_seg_head.predictor.query_proposal.conv_proposal_cls_logits.2.bias"
 
@@ -161,7 +161,7 @@ def test_checkpoints_of_other_models_change_nothing(tmp_path):
     refuses(lambda: load_weights(model, path), path, f"{RELEASED} with 3 classes", "unexpected")
 
     state = dict(model.state_dict())
-    state["extra"], state["positions.weight"] = torch.ones(1), torch.ones(1, 32, 9, 10)
+    state["extra"], state["positions.weight"] = torch.ones(1), torch.ones(1, 64, 9, 10)
     del state["backbone.conv1.weight"]
     torch.save(state, path)
     refuses(
@@ -169,7 +169,7 @@ def test_checkpoints_of_other_models_change_nothing(tmp_path):
         "an unknown one",
         "missing (1): backbone.conv1.weight",
         "unexpected (1): extra",
-        "wrong shape (1): positions.weight [1, 32, 9, 10], not [1, 32, 10, 10]",
+        "wrong shape (1): positions.weight [1, 64, 9, 10], not [1, 64, 10, 10]",
     )
     for exotic in (torch.ones(1).to_sparse(), torch.ones(1, dtype=torch.complex64), "text"):
         torch.save({**model.state_dict(), "positions.weight": exotic}, path)

@@ -11,14 +11,12 @@ last.pt, best.pt (by mask AP) and log.csv.
 
 import argparse
 import ast
-import csv
 import math
 import os
-import signal
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -34,6 +32,8 @@ from fastinst.data.loader import EpochSampler, TrainingImages, collate
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder
+from fastinst.interrupts import Interrupts, ignore_interrupts
+from fastinst.log import LOSS_KINDS, open_log
 from fastinst.metrics.coco import evaluate, format_table
 from fastinst.optimizer import DROPS, lr_factor, parameter_groups
 from fastinst.weights import (
@@ -43,9 +43,6 @@ from fastinst.weights import (
     read_checkpoint,
     save_checkpoint,
 )
-
-LOSS_KINDS = ("loss_ce", "loss_mask", "loss_dice", "loss_proposal")
-LOG_COLUMNS = ("step", "epoch", "seconds", "lr", "loss", *LOSS_KINDS, "AP", "AP50")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -88,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
         training = read_checkpoint(path).get("training")
         if not training:
             raise InputError(f"{path} holds no training state to resume; pass it as --weights")
-        saved = training["arguments"]
+        saved = training["arguments"] | {"output": str(path.parent)}
         if args.epochs != parser.get_default("epochs"):
             saved["steps"] = None  # an explicit --epochs replaces the run's --steps
         parser.set_defaults(**saved)
@@ -134,7 +131,7 @@ def model_options(args: argparse.Namespace) -> dict:
     return options
 
 
-def find_data(args: argparse.Namespace):
+def find_data(args: argparse.Namespace) -> tuple[CocoDataset, CocoDataset | None]:
     """The training set, and the validation set or None."""
     train = load_coco(*find_coco(args.data, "train"))
     if args.val:
@@ -146,7 +143,7 @@ def find_data(args: argparse.Namespace):
     return train, load_coco(*found) if found[0] != train.json_path else None
 
 
-def build_model(args: argparse.Namespace, num_classes: int, say) -> nn.Module:
+def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn.Module:
     """A model with the weights that the arguments ask for."""
     if args.resume:
         return load_model(args.resume)[0]
@@ -166,37 +163,10 @@ def build_model(args: argparse.Namespace, num_classes: int, say) -> nn.Module:
     return model
 
 
-def describe(dataset: CocoDataset) -> dict:
-    """What must not change between a run and its resumption."""
+def fingerprint(dataset: CocoDataset) -> int:
+    """Differs if the classes, the images or their numbers of annotations do."""
     counts = [(record.id, len(record.annotations)) for record in dataset.images]
-    return {"classes": list(dataset.class_names), "images": zlib.crc32(repr(counts).encode())}
-
-
-def open_log(path: Path, step: int) -> tuple[TextIO, csv.DictWriter]:
-    """log.csv, in which a resumed run keeps its rows up to `step`."""
-    kept = []
-    if step and path.exists():
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-    file = path.open("w", newline="")
-    log = csv.DictWriter(file, LOG_COLUMNS)
-    log.writeheader()
-    log.writerows(kept)
-    return file, log
-
-
-def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches the workers too; the main process ends them once it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process, so that all of them stop at the same step."""
-    if not dist.is_initialized():
-        return flag
-    shared = torch.tensor(float(flag), device=device)
-    dist.all_reduce(shared)
-    return bool(shared.item())
+    return zlib.crc32(repr((dataset.class_names, counts)).encode())
 
 
 def main() -> int:
@@ -204,9 +174,7 @@ def main() -> int:
 
     # Processes: one without torchrun, else as many as it started.
     world = int(os.environ.get("WORLD_SIZE", 1))
-    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-    if args.device == "auto" and torch.cuda.is_available():
-        args.device = f"cuda:{local_rank}"
+    rank = int(os.environ.get("RANK", 0))
     device = choose_device(args.device)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -243,10 +211,11 @@ def main() -> int:
     amp = args.amp if args.amp != "auto" else ("float16" if device.type == "cuda" else "off")
     amp_dtype = getattr(torch, amp, torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=amp == "float16")
+    classes = (train.class_names, train.category_ids)
     step, best = 0, -math.inf
     if args.resume:
         training = read_checkpoint(args.resume)["training"]
-        if training["data"] != describe(train):
+        if training["data"] != fingerprint(train):
             raise InputError(f"{train.json_path} is not what {args.resume} was trained on")
         optimizer.load_state_dict(training["optimizer"])
         scaler.load_state_dict(training["scaler"])
@@ -267,6 +236,8 @@ def main() -> int:
         else Augmentation.for_size(short, longest)
     )
     images = TrainingImages(train, augmentation, args.seed)
+    if len(images) < len(train):
+        say(f"{len(train) - len(images)} training images without objects are left out")
     sampler = EpochSampler(len(images), args.batch_size, args.seed, rank, world, step)
     per_epoch = len(images) / args.batch_size  # steps
     total = args.steps or math.ceil(args.epochs * per_epoch)
@@ -288,28 +259,20 @@ def main() -> int:
         f"shorter edge up to {config.train_short_edge}, output {output}"
     )
 
-    def save(name: str) -> None:
+    def save_last() -> None:
         training = {
             "step": step,
             "best": best,
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "arguments": {k: v for k, v in vars(args).items() if k not in ("resume", "device")},
-            "data": describe(train),
+            "data": fingerprint(train),
         }
         if rank == 0:
-            save_checkpoint(output / name, model, train.class_names, train.category_ids, training)
+            save_checkpoint(output / "last.pt", model, *classes, training)
 
-    # A first Ctrl-C or SIGTERM ends the run after the step; a second one ends it at once.
-    stopped = []
-
-    def stop(signum, frame):
-        stopped.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-
+    # Step by step.
+    interrupts = Interrupts()
     file, log = open_log(output / "log.csv", step) if rank == 0 else (None, None)
     bar = tqdm(total=total, initial=step, disable=rank > 0, unit="step", dynamic_ncols=True)
     started, summary = time.perf_counter(), None
@@ -326,6 +289,7 @@ def main() -> int:
         loss = sum(losses.values())
         values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
         if not math.isfinite(sum(values.values())):
+            bar.close()
             bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
             ids = ", ".join(str(sample["image_id"]) for sample in samples)
             raise InputError(
@@ -346,8 +310,10 @@ def main() -> int:
         row |= {k: sum(v for n, v in values.items() if n.startswith(k)) for k in LOSS_KINDS}
         bar.set_postfix(loss=f"{row['loss']:.2f}", lr=f"{row['lr']:.1e}", refresh=False)
         bar.update()
-        stopping = any_process(bool(stopped), device)
+        stopping = interrupts.requested(device)
         pause = step % eval_every == 0 or step == total
+        if pause or stopping:
+            save_last()
         if val is not None and pause and not stopping:
             evaluator = evaluate(model, val, device, workers=args.workers)
             if rank == 0:
@@ -356,12 +322,11 @@ def main() -> int:
                 bar.write(f"step {step}: mask AP {summary['AP']:.2f}, AP50 {summary['AP50']:.2f}")
                 if summary["AP"] > best:
                     best = summary["AP"]
-                    save("best.pt")
+                    save_checkpoint(output / "best.pt", model, *classes)
+                    save_last()
         if log is not None:
             log.writerow(row)
             file.flush()
-        if pause or stopping:
-            save("last.pt")
         if stopping or step == total:
             break
     bar.close()

@@ -87,7 +87,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, run_train)
     assert 2 <= stopped < 12 and len(rows(out)) == stopped
     assert "Traceback" not in printed
 
-    assert run_train("--resume", out, "--output", out) == 0
+    moved = out.rename(tmp_path / "moved")
+    assert run_train("--resume", moved) == 0
+    out = moved
     assert [row["step"] for row in rows(out)] == [str(i) for i in range(1, 13)]
     assert [r["loss"] for r in rows(out)] == [r["loss"] for r in rows(tmp_path / "whole")]
     expected = weights(tmp_path / "whole")
@@ -154,6 +156,8 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(data, tmp_path, run_train):
         run_train("--resume", out)
     with pytest.raises(InputError, match="--batch-size cannot change"):
         run_train("--resume", out, "--batch-size", 4)
+    with pytest.raises(InputError, match="no training state"):
+        run_train("--resume", out / "best.pt")
     other = tmp_path / "other"
     write_demo(other, train=5, val=2, seed=1)
     with pytest.raises(InputError, match="not what .* was trained on"):

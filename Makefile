@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/python -m fastinst.data.demo demo/data
 	rm -rf demo/run
 	$(BIN)/python train.py --data demo/data --model fastinst-d1-r18-192 --output demo/run \
-		--steps 300 --batch-size 8 --lr 5e-4 --backbone-lr 1 --clip 1 --flip-only --eval-every 150
+		--steps 400 --batch-size 8 --lr 5e-4 --backbone-lr 1 --clip 1 --flip-only --eval-every 200
 	$(BIN)/python evaluate.py demo/run/last.pt --data demo/data --output demo/evaluation.json
 	$(BIN)/python predict.py demo/run/last.pt demo/data/val --output demo/pictures \
 		--ground-truth demo/data/annotations/instances_val.json

@@ -19,43 +19,31 @@ import platform
 import re
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastinst import ops
 from fastinst.config import list_models
-from fastinst.data.augment import resize_shortest_edge
-from fastinst.data.coco import read_image
+from fastinst.data.images import list_images, read_image
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
 from fastinst.model import FastInst, create_model
-from fastinst.results import Instances, postprocess
+from fastinst.timing import END_TO_END, STAGES, is_stable, measure, resize, summarize, warm_up
 from fastinst.weights import load_model
 
-STAGES = ("resize", "preprocess", "backbone", "pixel decoder", "decoder", "read-out", "download")
-END_TO_END = "end to end"
-# The stages that "end to end" spans, and in words.
+# What "end to end" spans.
 PROTOCOLS = {
-    "paper": (
-        STAGES[1:6],
-        "from the resized image in host memory to masks of the original image's size on the "
-        "device, without reading, decoding and resizing the image",
-    ),
-    "application": (
-        STAGES,
-        "from the original image in host memory to masks of its size in host memory, with "
-        "Pillow's resize, without reading and decoding the image",
-    ),
+    "paper": "from the resized image in host memory to masks of the original image's size on the "
+    "device, without reading, decoding and resizing the image",
+    "application": "from the original image in host memory to masks of its size in host memory, "
+    "with Pillow's resize, without reading and decoding the image",
 }
 # Frames per second on one V100 by the protocol "paper", in float32 (arXiv 2303.08594).
 PAPER_FPS = {
@@ -65,7 +53,6 @@ PAPER_FPS = {
     "fastinst-d1-r50d-dcn-576": 47.8,
     "fastinst-d3-r50d-dcn-640": 32.5,
 }
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 CSV_HEADER = (
     "date,machine,device,torch,threads,commit,command,model,protocol,height,width,batch,dtype,"
     "stage,median_ms,p95_ms,p99_ms,fps"
@@ -89,18 +76,23 @@ def main() -> int:
     print_run(report)
 
     # One model after the other; an interrupt leaves what has been measured.
+    from_resized = args.protocol == "paper"
     try:
         for name in PAPER_FPS if args.paper_table else [args.model]:
             model, weights = get_model(name, args.weights, device)
             model = model.to(getattr(torch, args.dtype)).eval()
             entry = describe_model(model, weights, next(batches(args)))
-            timings = {stage: [] for stage in (*STAGES, END_TO_END)}
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            inputs, runs = batches(args), []
+            warmup = warm_up(model, inputs, from_resized, args.warmup)
+            entry |= {"warmup_runs": len(warmup), "stable": is_stable(warmup)} | peak_memory(device)
             try:
-                measure(model, args, entry, timings)
+                for times in measure(model, inputs, from_resized, args.iterations, args.seconds):
+                    runs.append(times)
             finally:
-                if timings[END_TO_END]:
-                    entry["runs"] = len(timings[END_TO_END])
-                    entry["stages"] = summarize(timings, args.batch_size)
+                if runs:
+                    entry |= {"runs": len(runs), "stages": summarize(runs, args.batch_size)}
                     report["models"].append(entry)
                     print_model(entry, args.protocol)
     except KeyboardInterrupt:
@@ -159,9 +151,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-# What is measured.
-
-
 def get_model(name: str, released: bool, device: torch.device) -> tuple[FastInst, str]:
     """The model, and where its weights are from."""
     if released or Path(name).is_file():
@@ -196,155 +185,21 @@ def batches(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
         shape = (args.batch_size, args.height, args.width, 3)
         pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
         yield from itertools.repeat(list(pixels))
-    if not args.images.is_dir():
-        raise InputError(f"{args.images}: no such folder")
-    paths = sorted(p for p in args.images.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"{args.images}: no images ({', '.join(sorted(SUFFIXES))}) in it")
-    endless = itertools.cycle(paths)
+    endless = itertools.cycle(list_images(args.images))
     while True:
         yield [read_image(path) for path in itertools.islice(endless, args.batch_size)]
-
-
-def resize(model: FastInst, originals: list[np.ndarray]) -> list[Tensor]:
-    """uint8 [H, W, 3] images to uint8 [3, h, w] tensors of the model's test size."""
-    edges = (model.config.test_short_edge, model.config.test_max_edge)
-    resized = [resize_shortest_edge(image, *edges) for image in originals]
-    return [torch.from_numpy(image).permute(2, 0, 1) for image in resized]
-
-
-def staged(model: FastInst, originals: list[np.ndarray]) -> Iterator[tuple[str, object]]:
-    """All of the work; yields each of STAGES as it ends, with its result."""
-    resized = resize(model, originals)
-    yield "resize", resized
-    batch, image_sizes = model.preprocess(resized)
-    yield "preprocess", batch
-    features = model.backbone(batch)
-    yield "backbone", features
-    p3, p4, _ = model.pixel_decoder(features)
-    yield "pixel decoder", p3
-    queries = model.queries(p4, model.positions(p4.shape[2:]))
-    logits, masks = model.decoder(p3, model.positions(p3.shape[2:]), queries)
-    outputs = {"pred_logits": logits, "pred_masks": masks, "query_indices": queries.indices}
-    yield "decoder", outputs
-    found = postprocess(outputs, image_sizes, [image.shape[:2] for image in originals])
-    yield "read-out", found
-    yield "download", [instances.to("cpu") for instances in found]
-
-
-def whole(
-    model: FastInst, originals: list[np.ndarray], resized: list[Tensor] | None
-) -> list[Instances]:
-    """A protocol's work in one go: of "paper" given the resized images, else of "application"."""
-    batch, image_sizes = model.preprocess(resized or resize(model, originals))
-    found = postprocess(model(batch), image_sizes, [image.shape[:2] for image in originals])
-    return found if resized else [instances.to("cpu") for instances in found]
-
-
-# How it is measured.
-
-
-@torch.inference_mode()
-def measure(
-    model: FastInst, args: argparse.Namespace, entry: dict, timings: dict[str, list[float]]
-) -> None:
-    """Warms up and completes `entry`; then appends milliseconds to `timings`."""
-    device = model.positions.weight.device
-    inputs = batches(args)
-
-    def time_whole(originals: list[np.ndarray]) -> float:
-        resized = resize(model, originals) if args.protocol == "paper" else None
-        synchronize(device)
-        start = time.perf_counter()
-        _ = whole(model, originals, resized)  # kept: freeing the masks is not part of the work
-        synchronize(device)
-        return 1000 * (time.perf_counter() - start)
-
-    def time_stages(originals: list[np.ndarray]) -> list[float]:
-        synchronize(device)
-        marks = [mark(device), *(mark(device) for _ in staged(model, originals))]
-        synchronize(device)
-        return [milliseconds(*pair) for pair in itertools.pairwise(marks)]
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    warmup, start = [], time.perf_counter()
-    while args.warmup is None or len(warmup) < args.warmup:
-        warmup.append(time_whole(next(inputs)))
-        seconds = time.perf_counter() - start
-        # A GPU's clock takes about a second to rise; a busy machine may never be stable.
-        if args.warmup is None and (seconds > 30 or seconds > 1 and is_stable(warmup)):
-            break
-    entry |= {"warmup_runs": len(warmup), "stable": is_stable(warmup)} | peak_memory(device)
-    time_stages(next(inputs))
-
-    start = time.perf_counter()
-    for runs in itertools.count(1):
-        # Both kinds in turn, so that they meet the same state of the machine.
-        originals = next(inputs)
-        times = [*time_stages(originals), time_whole(originals)]
-        for stage, value in zip((*STAGES, END_TO_END), times, strict=True):
-            timings[stage].append(value)
-        seconds = time.perf_counter() - start
-        if runs == args.iterations or args.iterations is None and seconds > args.seconds:
-            break
-
-
-def is_stable(times: list[float]) -> bool:
-    """Whether the medians of the last three runs and of the three before differ by under 5 %."""
-    if len(times) < 6:
-        return False
-    last, before = statistics.median(times[-3:]), statistics.median(times[-6:-3])
-    return abs(last - before) < 0.05 * before
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def mark(device: torch.device) -> "torch.cuda.Event | float":
-    """Now, on the device's own time line: a GPU's stages are timed without waiting for it."""
-    if device.type == "cpu":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def milliseconds(start: "torch.cuda.Event | float", end: "torch.cuda.Event | float") -> float:
-    return 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
-
-
-def summarize(timings: dict[str, list[float]], batch_size: int) -> dict[str, dict[str, float]]:
-    """Of each stage: percentiles, mean, and the paper's FPS, which is images over total time."""
-    stages = {}
-    for stage, times in timings.items():
-        median, p95, p99 = np.percentile(times, (50, 95, 99)).tolist()
-        mean = statistics.fmean(times)
-        row = {"median_ms": median, "p95_ms": p95, "p99_ms": p99, "mean_ms": mean}
-        stages[stage] = row | {"fps": 1000 * batch_size / mean}
-    return stages
-
-
-# What it was measured on, shown and kept.
 
 
 def describe_run(args: argparse.Namespace, device: torch.device) -> dict:
     cuda = device.type == "cuda"
     info = Path("/proc/cpuinfo")
     cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    # The commit, with "-dirty" if tracked files have changed since; empty without git.
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    try:
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-        commit = git.stdout.strip()
-    except OSError:
-        commit = ""
+    # With "-dirty" if tracked files have changed since; empty without git.
+    git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty --abbrev=7"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmark.py", *sys.argv[1:]]),
-        "commit": commit,
+        "commit": subprocess.getoutput(f"{git} --exclude='*' 2>/dev/null"),
         "machine": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
@@ -352,7 +207,6 @@ def describe_run(args: argparse.Namespace, device: torch.device) -> dict:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "ops": ops.active_kernels(device.type),
         "protocol": args.protocol,
         "batch": args.batch_size,
@@ -387,25 +241,22 @@ FLOPS = {
     torch.ops.fastinst.deform_conv2d: (
         lambda input, offset, weight, *_, out_shape: 2 * out_shape.numel() * weight[1:].numel()
     ),
-    torch.ops.fastinst.masked_cross_attention: (
-        lambda query, key, *_, out_shape: 4 * query.numel() * key[2]
-    ),
+    torch.ops.fastinst.masked_cross_attention: lambda q, k, *_, out_shape: 4 * q.numel() * k[2],
 }
 
 
 def peak_memory(device: torch.device) -> dict:
     if device.type == "cuda":
-        peak, what = torch.cuda.max_memory_allocated(device), "tensors on the GPU"
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        what = "the process so far"
-    return {"peak_memory_bytes": peak, "peak_memory_of": what}
+        peak = torch.cuda.max_memory_allocated(device)
+        return {"peak_memory_bytes": peak, "peak_memory_of": "tensors on the GPU"}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_memory_bytes": peak, "peak_memory_of": "the process so far"}
 
 
 def print_run(report: dict) -> None:
     protocol, load = report["protocol"], report["load_average"]
-    print(f"protocol: {protocol}, {PROTOCOLS[protocol][1]}; batch {report['batch']}, TF32 off")
+    print(f"protocol: {protocol}, {PROTOCOLS[protocol]}; batch {report['batch']}, TF32 off")
     for key in ("dtype", "images", "height", "width", "machine", "device", "threads", "commit"):
         print(f"{key}: {report[key]}")
     print(f"torch: {report['torch']}, CUDA {report['cuda']}, cuDNN {report['cudnn']}")
@@ -413,11 +264,8 @@ def print_run(report: dict) -> None:
     others = f"compiled: {', '.join(compiled)}; the others: " if compiled else ""
     print(f"ops: {others}reference (plain PyTorch)")
     if load > os.cpu_count() / 2:
-        print(
-            f"warning: the machine is busy, with a load average of {load:.1f} on "
-            f"{os.cpu_count()} cores: expect better times without its other work",
-            file=sys.stderr,
-        )
+        advice = "expect better times on an idle machine"
+        print(f"warning: the load average is {load:.1f}; {advice}", file=sys.stderr)
 
 
 def print_model(entry: dict, protocol: str) -> None:
@@ -432,8 +280,8 @@ def print_model(entry: dict, protocol: str) -> None:
     )
     for stage, row in stages.items():
         times = "".join(f"{row[key]:9.2f}" for key in ("median_ms", "p95_ms", "p99_ms", "mean_ms"))
-        spanned = stage in (*PROTOCOLS[protocol][0], END_TO_END)
-        print(f"{stage:14}{times}{'' if spanned else '   not in end to end'}")
+        outside = protocol == "paper" and stage in (STAGES[0], STAGES[-1])
+        print(f"{stage:14}{times}{'   not in end to end' if outside else ''}")
     print(f"{stages[END_TO_END]['fps']:.2f} images per second")
 
 

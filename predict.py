@@ -24,7 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from fastinst.data.augment import resize_shortest_edge
-from fastinst.data.coco import CocoDataset, find_coco, load_coco, read_image
+from fastinst.data.coco import CocoDataset, find_coco, load_coco
+from fastinst.data.images import list_images, read_image
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
@@ -33,7 +34,6 @@ from fastinst.results import Instances, postprocess
 from fastinst.visualize import ground_truth_instances, overlay, side_by_side
 from fastinst.weights import CheckpointInfo, load_model
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 STAGES = ("read", "network", "read-out", "drawing", "saving")
 
 
@@ -144,9 +144,7 @@ def find_images(inputs: list[Path]) -> list[Path]:
     paths = {}
     for source in inputs:
         if source.is_dir():
-            found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise InputError(f"{source}: no images ({', '.join(sorted(SUFFIXES))}) in it")
+            found = list_images(source)
         elif source.is_file():
             found = [source]
         else:

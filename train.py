@@ -280,8 +280,8 @@ def main() -> int:
         # Random points depend on the step alone, so that a resumed run draws the same.
         torch.manual_seed((args.seed * world + rank) * 1_000_003 + step)
         factor = lr_factor(step, total, args.warmup)
-        for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
-            group["lr"] = lr * factor
+        for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
+            group["lr"] = base_lr * factor
         batch, _ = model.preprocess([sample["image"] for sample in samples])
         batch = batch.to(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
@@ -305,10 +305,13 @@ def main() -> int:
         scaler.update()
         step += 1
 
-        row = {"step": step, "epoch": round(step / per_epoch, 3), "lr": args.lr * factor}
-        row |= {"seconds": round(time.perf_counter() - started, 2), "loss": sum(values.values())}
-        row |= {k: sum(v for n, v in values.items() if n.startswith(k)) for k in LOSS_KINDS}
-        bar.set_postfix(loss=f"{row['loss']:.2f}", lr=f"{row['lr']:.1e}", refresh=False)
+        numbers = {"lr": args.lr * factor, "loss": sum(values.values())}
+        for kind in LOSS_KINDS:
+            numbers[kind] = sum(v for name, v in values.items() if name.startswith(kind))
+        row = {name: f"{value:.8g}" for name, value in numbers.items()}
+        row |= {"step": step, "epoch": f"{step / per_epoch:.3f}"}
+        row["seconds"] = f"{time.perf_counter() - started:.2f}"
+        bar.set_postfix(loss=f"{numbers['loss']:.2f}", lr=f"{numbers['lr']:.1e}", refresh=False)
         bar.update()
         stopping = interrupts.requested(device)
         pause = step % eval_every == 0 or step == total
@@ -318,7 +321,7 @@ def main() -> int:
             evaluator = evaluate(model, val, device, workers=args.workers)
             if rank == 0:
                 summary = evaluator.summarize()
-                row |= {"AP": summary["AP"], "AP50": summary["AP50"]}
+                row |= {name: f"{summary[name]:.4f}" for name in ("AP", "AP50")}
                 bar.write(f"step {step}: mask AP {summary['AP']:.2f}, AP50 {summary['AP50']:.2f}")
                 if summary["AP"] > best:
                     best = summary["AP"]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastinst.results
-from fastinst import create_model, ops
+from fastinst import create_model, ops, timing
 from fastinst.errors import run
 from fastinst.weights import save_checkpoint
 
@@ -59,62 +59,6 @@ def images(*sizes):
 
 
 @torch.inference_mode()
-def test_the_stages_are_the_model(benchmark):
-    model = tiny_model().eval()
-    originals = images((50, 70), (90, 40))
-    stages = dict(benchmark.staged(model, originals))
-    assert tuple(stages) == benchmark.STAGES
-    outputs = model(stages["preprocess"])
-    assert outputs.keys() == stages["decoder"].keys()
-    for key, value in outputs.items():
-        assert torch.equal(value, stages["decoder"][key]), key
-    for resized in (None, stages["resize"]):
-        whole = benchmark.whole(model, originals, resized)
-        for a, b, original in zip(whole, stages["download"], originals, strict=True):
-            assert a.masks.shape[1:] == original.shape[:2]
-            assert torch.equal(a.masks, b.masks) and torch.equal(a.scores, b.scores)
-
-
-@pytest.mark.parametrize("protocol", ["paper", "application"])
-def test_what_end_to_end_spans(benchmark, monkeypatch, protocol):
-    """On a clock that only resizing and reading out move, by 3 s and 1 s."""
-    clock = SimpleNamespace(now=0.0)
-
-    def moving(function, seconds):
-        def moved(*args):
-            clock.now += seconds
-            return function(*args)
-
-        return moved
-
-    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    for name, seconds in (("resize_shortest_edge", 3.0), ("postprocess", 1.0)):
-        monkeypatch.setattr(benchmark, name, moving(getattr(benchmark, name), seconds))
-    args = SimpleNamespace(
-        protocol=protocol, warmup=0, iterations=2, images=None, batch_size=1, height=50, width=70
-    )
-    timings = {stage: [] for stage in (*benchmark.STAGES, benchmark.END_TO_END)}
-    benchmark.measure(tiny_model().eval(), args, {}, timings)
-    assert timings.pop("resize") == [3000, 3000]
-    assert timings.pop("read-out") == [1000, 1000]
-    assert timings.pop("end to end") == ([1000, 1000] if protocol == "paper" else [4000, 4000])
-    assert set(map(tuple, timings.values())) == {(0, 0)}
-
-
-def test_percentiles(benchmark):
-    times = [float(i) for i in range(101)]
-    row = benchmark.summarize({"read-out": times[::-1]}, 2)["read-out"]
-    expected = {"median_ms": 50, "p95_ms": 95, "p99_ms": 99, "mean_ms": 50, "fps": 40}
-    assert row == pytest.approx(expected)
-
-
-def test_warm_up_is_stable(benchmark):
-    assert benchmark.is_stable([90, 9, 10, 10.2, 10, 9, 10.3])
-    assert not benchmark.is_stable([14, 13, 12, 11, 10, 9])
-    assert not benchmark.is_stable([10] * 5)
-
-
-@torch.inference_mode()
 def test_random_weights_read_out_every_query(benchmark, monkeypatch):
     read = []
 
@@ -125,7 +69,7 @@ def test_random_weights_read_out_every_query(benchmark, monkeypatch):
     monkeypatch.setattr(fastinst.results, "ops", SimpleNamespace(read_out_masks=count))
     monkeypatch.setattr(benchmark, "create_model", create_model)
     for model in (create_model(NAME), benchmark.random_model(NAME)):
-        dict(benchmark.staged(model.eval(), images((48, 64))))
+        dict(timing.staged(model.eval(), images((48, 64))))
     assert read[0] < read[1] == 100
 
 
@@ -172,7 +116,7 @@ def test_active_kernels_see_an_override():
     assert set(before.values()) <= {"reference", "compiled"}
 
 
-def test_json_and_csv(program, benchmark, tmp_path):
+def test_json_and_csv(program, tmp_path):
     numbers, rows = tmp_path / "new" / "speed.json", tmp_path / "cpu.csv"
     code, out, err = program(NAME, *SHORT, "--json", numbers, "--csv", rows)
     assert code == 0, err
@@ -187,7 +131,7 @@ def test_json_and_csv(program, benchmark, tmp_path):
     assert entry["parameters"] == sum(p.numel() for p in tiny_model().parameters())
     assert entry["flops"] > 1e6 and entry["peak_memory_bytes"] > 2**20
     assert (entry["warmup_runs"], entry["runs"], entry["stable"]) == (1, 2, False)
-    assert tuple(entry["stages"]) == (*benchmark.STAGES, "end to end")
+    assert tuple(entry["stages"]) == (*timing.STAGES, "end to end")
     end = entry["stages"]["end to end"]
     assert end["fps"] == pytest.approx(1000 / end["mean_ms"])
     assert 0 < end["median_ms"] <= end["p95_ms"] <= end["p99_ms"]
@@ -196,10 +140,27 @@ def test_json_and_csv(program, benchmark, tmp_path):
     assert program(NAME, *SHORT, "--csv", rows, "--batch-size", 2, "--dtype", "bfloat16")[0] == 0
     assert rows.read_text().startswith(first)
     table = list(csv.DictReader(rows.open(newline="")))
-    assert [row["stage"] for row in table] == [*benchmark.STAGES, "end to end"] * 2
+    assert [row["stage"] for row in table] == [*timing.STAGES, "end to end"] * 2
     assert {(row["batch"], row["dtype"]) for row in table[8:]} == {("2", "bfloat16")}
     assert float(table[7]["fps"]) == pytest.approx(end["fps"], abs=1e-3)
     assert (table[0]["height"], table[0]["width"], table[0]["model"]) == ("50", "70", NAME)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "application"])
+def test_protocols(program, monkeypatch, protocol):
+    given = []
+
+    def spy(model, originals, resized):
+        given.append(resized is not None)
+        return whole(model, originals, resized)
+
+    whole = timing.whole
+    monkeypatch.setattr(timing, "whole", spy)
+    code, out, err = program(NAME, *SHORT, "--protocol", protocol)
+    assert code == 0, err
+    assert given == [protocol == "paper"] * 3  # one of warming up and two that are measured
+    outside = [line.split()[0] for line in out.splitlines() if "not in end to end" in line]
+    assert outside == (["resize", "download"] if protocol == "paper" else [])
 
 
 def test_checkpoint_and_folder_of_images(program, tmp_path):
@@ -226,7 +187,7 @@ def test_paper_table(program, benchmark, monkeypatch, tmp_path):
     assert (name, paper) == (NAME, "53.8") and float(here) > 0
 
 
-def test_an_interrupt_keeps_what_was_measured(program, benchmark, monkeypatch, tmp_path):
+def test_an_interrupt_keeps_what_was_measured(program, monkeypatch, tmp_path):
     calls = []
 
     def interrupted(*args):
@@ -235,8 +196,8 @@ def test_an_interrupt_keeps_what_was_measured(program, benchmark, monkeypatch, t
             raise KeyboardInterrupt
         return whole(*args)
 
-    whole = benchmark.whole
-    monkeypatch.setattr(benchmark, "whole", interrupted)
+    whole = timing.whole
+    monkeypatch.setattr(timing, "whole", interrupted)
     numbers, rows = tmp_path / "speed.json", tmp_path / "cpu.csv"
     code, out, err = program(NAME, *SHORT[:-1], 9, "--json", numbers, "--csv", rows)
     assert code == 130 and "interrupted" in err

@@ -11,6 +11,8 @@ from small_coco import ColourModel, load_colour_model, write_coco
 
 import fastinst.visualize
 from fastinst.data.coco import load_coco
+from fastinst.data.images import list_images
+from fastinst.errors import InputError
 from fastinst.weights import CheckpointInfo
 from fastinst.weights import load_model as load_weights_file
 
@@ -102,6 +104,14 @@ def test_the_threshold_filters(predict, photos, tmp_path, threshold, count):
 def test_the_default_threshold_is_one_half(predict, photos, tmp_path):
     predict("colour", photos, "--output", tmp_path / "out")
     assert len(read(tmp_path / "out")["annotations"]) == 2
+
+
+def test_images_of_a_folder(tmp_path):
+    for name in ("b.png", "a.JPG", "c.tiff", "notes.txt"):
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / name for name in ("a.JPG", "b.png", "c.tiff")]
+    with pytest.raises(InputError, match="notes.txt: no such folder"):
+        list_images(tmp_path / "notes.txt")
 
 
 def test_inputs_of_one_name_do_not_collide(predict, photos, tmp_path):

@@ -1,4 +1,4 @@
-"""Image files to RGB arrays."""
+"""Finding image files and reading them to RGB arrays."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,6 +9,21 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from fastinst.errors import InputError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images directly in a folder, sorted.
+
+    Raises InputError, naming the folder, if it does not exist or has none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise InputError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}) in it")
+    return paths
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:

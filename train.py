@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--steps", type=int, help="instead of --epochs")
     add("--batch-size", type=int, default=16, help="over all processes")
     add("--lr", type=float, default=1e-4)
-    add("--backbone-lr", type=float, default=0.1, help="as a factor of --lr")
+    add("--backbone-lr", type=float, help="factor of --lr [0.1; from scratch 1]")
     add("--weight-decay", type=float, default=0.05)
     add("--warmup", type=int, default=10, help="steps")
     add("--clip", type=float, default=0.0, help="largest gradient norm, 0 for none")
@@ -147,19 +147,21 @@ def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn
     """A model with the weights that the arguments ask for."""
     if args.resume:
         return load_model(args.resume)[0]
-    model = fastinst.create_model(args.model, num_classes, **model_options(args))
+    options = model_options(args)
+    if not args.weights and not args.backbone_weights:
+        if options.setdefault("frozen_batch_norm", False):
+            raise InputError(
+                "frozen batch norms are meaningless without pretrained weights: pass --weights or "
+                "--backbone-weights, or leave frozen_batch_norm out"
+            )
+        say("no pretrained weights: training from scratch, with batch norms that train too")
+    model = fastinst.create_model(args.model, num_classes, **options)
     if args.weights:
         fresh = load_weights(model, args.weights)
         say(f"weights: {args.weights}" + (f"; starting anew: {', '.join(fresh)}" if fresh else ""))
     elif args.backbone_weights:
         load_backbone(model, args.backbone_weights)
         say(f"backbone weights: {args.backbone_weights}")
-    elif model.config.frozen_batch_norm:
-        raise InputError(
-            f"{args.model} has frozen batch norms, which are meaningless without pretrained "
-            f"weights: pass --backbone-weights or --weights, or train from scratch with "
-            f"--set frozen_batch_norm=false"
-        )
     return model
 
 
@@ -205,6 +207,8 @@ def main() -> int:
     model = build_model(args, len(train.class_names), say).to(device)
     model.to(memory_format=torch.channels_last).train()
     config = model.config
+    if args.backbone_lr is None:
+        args.backbone_lr = 0.1 if args.weights or args.backbone_weights else 1.0
     groups = parameter_groups(model, args.lr, args.lr * args.backbone_lr, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=device.type == "cuda")
     base_lrs = [group["lr"] for group in groups]
@@ -252,10 +256,11 @@ def main() -> int:
         worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),
     )
+    drops = ", ".join(str(math.ceil(drop * total)) for drop in DROPS)
     say(
         f"{args.model} on {device}: {total} steps of {args.batch_size} images "
         f"({total / per_epoch:.1f} epochs of {len(images)}), lr {args.lr:g} "
-        f"x0.1 at {', '.join(str(math.ceil(drop * total)) for drop in DROPS)}, amp {amp}, "
+        f"(backbone x{args.backbone_lr:g}), x0.1 at steps {drops}, amp {amp}, "
         f"shorter edge up to {config.train_short_edge}, output {output}"
     )
 

@@ -123,7 +123,7 @@ def test_bad_input_is_told_before_the_first_step(data, tmp_path, run_train, monk
     out = tmp_path / "out"
     cases = {
         "nowhere": ["--data", tmp_path / "nowhere"],
-        "frozen_batch_norm=false": ["--data", data, "--model", "fastinst-d1-r50-576"],
+        "frozen batch norms": ["--data", data, "--set", "frozen_batch_norm=true"],
         "num_layer": ["--data", data, "--set", "num_layer=3"],
         "KEY=VALUE": ["--data", data, "--set", "num_layers"],
         "unknown model": ["--data", data, "--model", "fastinst-d9"],
@@ -163,6 +163,24 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(data, tmp_path, run_train):
     with pytest.raises(InputError, match="not what .* was trained on"):
         run_train("--resume", out, "--data", other, "--steps", 3)
     assert (out / "last.pt").read_bytes() == before
+
+
+def test_from_scratch_batch_norms_train_and_pretrained_they_are_frozen(
+    data, tmp_path, run_train, capsys
+):
+    tiny = [*QUICK, "--steps", 1, "--model", "fastinst-d1-r50-576", "--data", data]
+    tiny[tiny.index("--backbone-lr") : tiny.index("--backbone-lr") + 2] = []
+    first, second = tmp_path / "first", tmp_path / "second"
+    run_train(*tiny, "--output", first)
+    printed = capsys.readouterr().out
+    assert "from scratch, with batch norms that train" in printed and "(backbone x1)" in printed
+    assert not read_checkpoint(first / "last.pt")["config"]["frozen_batch_norm"]
+
+    run_train(*tiny, "--output", second, "--weights", first / "best.pt")
+    assert "(backbone x0.1)" in capsys.readouterr().out
+    assert read_checkpoint(second / "last.pt")["config"]["frozen_batch_norm"]
+    name = "backbone.bn1.running_mean"
+    assert torch.equal(weights(first)[name], weights(second)[name])
 
 
 def test_resuming_can_extend_a_run(data, tmp_path, run_train):

@@ -39,7 +39,7 @@ def pad_targets(targets: list[dict[str, Tensor]], batch: Tensor, num_classes: in
             raise InputError(f"target {i}: masks of {h}x{w} exceed the batch of {height}x{width}")
         if not labels.is_cuda and ((labels < 0) | (labels >= num_classes)).any():
             raise InputError(f"target {i}: labels must be in 0..{num_classes - 1}, got {labels}")
-        masks = F.pad(masks.to(batch.device, dtype), (0, width - w, 0, height - h))
+        masks = F.pad(masks.to(batch.device).to(dtype), (0, width - w, 0, height - h))
         padded.append(Target(labels.to(batch.device, torch.int64), masks))
     return padded
 

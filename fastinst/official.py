@@ -29,29 +29,14 @@ _RULES = [
     (r"queries\.aux_positions", rf"{_HEAD}empty_query_pos_embed.weight"),
     (r"queries\.conv\.", rf"{_HEAD}query_proposal.conv_proposal_cls_logits.0."),
     (r"queries\.classifier\.", rf"{_HEAD}query_proposal.conv_proposal_cls_logits.2."),
-    (
-        r"decoder\.layers\.(\d+)\.pixel_attention\.norm\.",
-        rf"{_HEAD}transformer_mask_cross_attention_layers.\1.norm.",
-    ),
-    (
-        r"decoder\.layers\.(\d+)\.pixel_attention\.",
-        rf"{_HEAD}transformer_mask_cross_attention_layers.\1.multihead_attn.",
-    ),
-    (
-        r"decoder\.layers\.(\d+)\.query_attention\.norm\.",
-        rf"{_HEAD}transformer_query_cross_attention_layers.\1.norm.",
-    ),
-    (
-        r"decoder\.layers\.(\d+)\.query_attention\.",
-        rf"{_HEAD}transformer_query_cross_attention_layers.\1.multihead_attn.",
-    ),
-    (
-        r"decoder\.layers\.(\d+)\.self_attention\.norm\.",
-        rf"{_HEAD}transformer_query_self_attention_layers.\1.norm.",
-    ),
-    (
-        r"decoder\.layers\.(\d+)\.self_attention\.",
-        rf"{_HEAD}transformer_query_self_attention_layers.\1.self_attn.",
+    *(
+        (rf"decoder\.layers\.(\d+)\.{ours}\.{part}", rf"{_HEAD}transformer_{theirs}_layers.\1.{to}")
+        for ours, theirs, attention in (
+            ("pixel_attention", "mask_cross_attention", "multihead_attn."),
+            ("query_attention", "query_cross_attention", "multihead_attn."),
+            ("self_attention", "query_self_attention", "self_attn."),
+        )
+        for part, to in ((r"norm\.", "norm."), ("", attention))
     ),
     (r"decoder\.layers\.(\d+)\.pixel_ffn\.", rf"{_HEAD}transformer_mask_ffn_layers.\1."),
     (r"decoder\.layers\.(\d+)\.query_ffn\.", rf"{_HEAD}transformer_query_ffn_layers.\1."),

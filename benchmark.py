@@ -33,7 +33,7 @@ from fastinst.config import list_models
 from fastinst.data.images import list_images, read_image
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
-from fastinst.files import make_output_folder, write_whole
+from fastinst.files import check_output_file, write_whole
 from fastinst.model import FastInst, create_model
 from fastinst.timing import END_TO_END, STAGES, is_stable, measure, resize, summarize, warm_up
 from fastinst.weights import load_model
@@ -67,7 +67,7 @@ def main() -> int:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"cannot time {device.type!r}; use --device cpu or --device cuda")
     for file in filter(None, (args.json, args.csv)):
-        make_output_folder(file.parent)
+        check_output_file(file)
     rows = read_rows(args.csv)
     if args.threads:
         torch.set_num_threads(args.threads)

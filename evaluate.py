@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastinst.data.coco import find_coco, load_coco
+from fastinst.data.coco import load_coco
+from fastinst.data.layouts import find_coco
 from fastinst.device import choose_device
 from fastinst.errors import run
-from fastinst.files import make_output_folder, write_whole
+from fastinst.files import check_output_file, write_whole
 from fastinst.metrics.coco import STATISTICS, evaluate, format_table, match_classes
 from fastinst.weights import load_model
 
@@ -41,7 +42,7 @@ def main() -> None:
     # The machine. Better an error now than after an hour of evaluating.
     device = choose_device(args.device)
     for file in filter(None, (args.output, args.results)):
-        make_output_folder(file.parent)
+        check_output_file(file)
     if "LOCAL_RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     leads = not dist.is_initialized() or dist.get_rank() == 0

@@ -24,8 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fastinst.data.augment import resize_shortest_edge
-from fastinst.data.coco import CocoDataset, find_coco, load_coco
+from fastinst.data.coco import CocoDataset, load_coco
 from fastinst.data.images import list_images, read_image
+from fastinst.data.layouts import find_coco
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole

@@ -10,7 +10,6 @@ last.pt, best.pt (by mask AP) and log.csv.
 """
 
 import argparse
-import ast
 import math
 import os
 import time
@@ -26,8 +25,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import fastinst
+from fastinst.config import parse_overrides
 from fastinst.data.augment import Augmentation
-from fastinst.data.coco import CocoDataset, check_images, find_coco, load_coco
+from fastinst.data.coco import CocoDataset, check_images, load_coco
+from fastinst.data.layouts import find_coco
 from fastinst.data.loader import EpochSampler, TrainingImages, collate
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
@@ -55,15 +56,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="fastinst-d3-r50-640", help=", ".join(fastinst.list_models()))
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields of ModelConfig")
     add("--size", type=int, help="shorter image edge, for training and testing [the model's]")
-    add("--weights", help="start from a checkpoint, a release .pth or a model name")
-    add(
-        "--backbone-weights",
-        help="start from an ImageNet backbone of torchvision, timm, detectron2",
-    )
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--weights", help="start from a checkpoint, a release .pth or a model name")
+    start.add_argument("--backbone-weights", help="ImageNet file of torchvision, timm, detectron2")
     add("--resume", help="continue a run: its folder or its last.pt; other options override")
     add("--output", help="folder of the run [runs/MODEL]")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=float, default=50.0)
+    length.add_argument("--epochs", type=float, help="[50]")
     length.add_argument("--steps", type=int, help="instead of --epochs")
     add("--batch-size", type=int, default=16, help="over all processes")
     add("--lr", type=float, default=1e-4)
@@ -86,8 +85,8 @@ def parse_arguments() -> argparse.Namespace:
         if not training:
             raise InputError(f"{path} holds no training state to resume; pass it as --weights")
         saved = training["arguments"] | {"output": str(path.parent)}
-        if args.epochs != parser.get_default("epochs"):
-            saved["steps"] = None  # an explicit --epochs replaces the run's --steps
+        if args.epochs or args.steps:
+            saved |= {"epochs": None, "steps": None}
         parser.set_defaults(**saved)
         args = parser.parse_args()
         args.resume = str(path)
@@ -96,8 +95,12 @@ def parse_arguments() -> argparse.Namespace:
                 raise InputError(f"--{fixed.replace('_', '-')} cannot change when resuming {path}")
     if not args.data:
         parser.error("--data is needed")
-    if args.batch_size < 1 or args.lr <= 0 or args.epochs <= 0 or (args.steps or 1) < 1:
-        parser.error("--batch-size, --lr, --epochs and --steps must be positive")
+    for name in ("batch_size", "lr", "epochs", "steps", "size", "eval_every"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive")
+    for name in ("backbone_lr", "weight_decay", "warmup", "clip", "workers"):
+        if getattr(args, name) is not None and not getattr(args, name) >= 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative")
     args.output = args.output or f"runs/{args.model}"
     return args
 
@@ -111,24 +114,6 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch, targets):
         return self.model.loss(batch, targets)
-
-
-def model_options(args: argparse.Namespace) -> dict:
-    options = {}
-    for item in args.set:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise InputError(f"--set needs KEY=VALUE, got {item!r}")
-        value = {"true": "True", "false": "False"}.get(value, value)
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    if args.size:
-        longest = round(args.size * 4 / 3)
-        options |= {"test_short_edge": args.size, "test_max_edge": longest}
-        options |= {"train_short_edge": args.size, "train_max_edge": longest}
-    return options
 
 
 def find_data(args: argparse.Namespace) -> tuple[CocoDataset, CocoDataset | None]:
@@ -147,7 +132,11 @@ def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn
     """A model with the weights that the arguments ask for."""
     if args.resume:
         return load_model(args.resume)[0]
-    options = model_options(args)
+    options = parse_overrides(args.set)
+    if args.size:
+        longest = round(args.size * 4 / 3)
+        options |= {"test_short_edge": args.size, "test_max_edge": longest}
+        options |= {"train_short_edge": args.size, "train_max_edge": longest}
     if not args.weights and not args.backbone_weights:
         if options.setdefault("frozen_batch_norm", False):
             raise InputError(
@@ -221,7 +210,10 @@ def main() -> int:
         training = read_checkpoint(args.resume)["training"]
         if training["data"] != fingerprint(train):
             raise InputError(f"{train.json_path} is not what {args.resume} was trained on")
+        options = [{k: group[k] for k in ("weight_decay", "fused")} for group in groups]
         optimizer.load_state_dict(training["optimizer"])
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group |= own  # those of the command line and of this device
         scaler.load_state_dict(training["scaler"])
         step, best = training["step"], training["best"]
     output = make_output_folder(args.output)
@@ -244,7 +236,7 @@ def main() -> int:
         say(f"{len(train) - len(images)} training images without objects are left out")
     sampler = EpochSampler(len(images), args.batch_size, args.seed, rank, world, step)
     per_epoch = len(images) / args.batch_size  # steps
-    total = args.steps or math.ceil(args.epochs * per_epoch)
+    total = args.steps or math.ceil((args.epochs or 50) * per_epoch)
     eval_every = args.eval_every or math.ceil(per_epoch)
     if step >= total:
         raise InputError(f"{args.resume} is at step {step} of {total}: nothing is left to do")
@@ -291,26 +283,32 @@ def main() -> int:
         batch = batch.to(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
             losses = compute_losses(batch, [sample["target"] for sample in samples])
-        loss = sum(losses.values())
-        values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
-        if not math.isfinite(sum(values.values())):
+        optimizer.zero_grad()
+        scaler.scale(sum(losses.values())).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
+
+        # One copy from the device. Float16 gradients may overflow: the scaler skips that step.
+        norm = norm.nan_to_num() if scaler.is_enabled() else norm
+        values = torch.stack([*losses.values(), norm]).detach()
+        if world > 1:
+            dist.all_reduce(values)
+            values /= world
+        values = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
+        bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+        if bad:
             bar.close()
-            bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
             ids = ", ".join(str(sample["image_id"]) for sample in samples)
             raise InputError(
                 f"step {step + 1}: {bad} not finite on images {ids}; nothing was saved since "
                 f"the last checkpoint. Try a lower --lr, --clip 1 or --amp off"
             )
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        if args.clip:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         scaler.step(optimizer)
         scaler.update()
         step += 1
 
-        numbers = {"lr": args.lr * factor, "loss": sum(values.values())}
+        numbers = {"lr": args.lr * factor, "gradient_norm": values.pop("gradient_norm")}
+        numbers["loss"] = sum(values.values())
         for kind in LOSS_KINDS:
             numbers[kind] = sum(v for name, v in values.items() if name.startswith(kind))
         row = {name: f"{value:.8g}" for name, value in numbers.items()}
@@ -338,12 +336,15 @@ def main() -> int:
         if stopping or step == total:
             break
     bar.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if step < total:
         say(f"stopped after step {step}; continue with: python train.py --resume {output}")
         return 130
     if summary:
         say(format_table(summary))
-        say(f"best mask AP {best:.2f}: python evaluate.py {output / 'best.pt'} --data {args.data}")
+        which = "best.pt" if (output / "best.pt").exists() else "last.pt"
+        say(f"next: python evaluate.py {output / which} --data {args.val or args.data}")
     return 0
 
 

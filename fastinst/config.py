@@ -1,5 +1,6 @@
 """The model's configuration: one frozen dataclass and its named presets."""
 
+import ast
 import dataclasses
 import difflib
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class ModelConfig:
     hidden_dim: int = 256
     num_heads: int = 8
     ffn_dim: int = 1024
-    frozen_batch_norm: bool = True  # False: trained, which needs batches of 8 or more
+    frozen_batch_norm: bool = True  # False: trained, which wants batches of 4 or more
     local_maximum_first: bool = True  # the supplement's Table III
 
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255
@@ -110,6 +111,27 @@ def make_config(name: str, **overrides: Any) -> ModelConfig:
             hint = f"; did you mean {guess[0]!r}?" if guess else f"; known: {', '.join(known)}"
             raise InputError(f"unknown model option {key!r}{hint}")
     return ModelConfig(**{"name": name} | PRESETS[name] | overrides)
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """Command-line texts "field=value" to overrides for `make_config`.
+
+    Raises InputError for another form, and for the name and the number of classes, which
+    programs take from elsewhere.
+    """
+    overrides = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator or key in ("name", "num_classes"):
+            raise InputError(
+                f"expected KEY=VALUE with a field of ModelConfig other than name and num_classes, "
+                f"got {item!r}"
+            )
+        try:
+            overrides[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (ValueError, SyntaxError):
+            overrides[key] = value
+    return overrides
 
 
 def _has_type(value: Any, expected: Any) -> bool:

@@ -23,6 +23,8 @@ def pad_targets(targets: list[dict[str, Tensor]], batch: Tensor, num_classes: in
     height, width = batch.shape[2:]
     padded = []
     for i, target in enumerate(targets):
+        if not {"labels", "masks"} <= target.keys():
+            raise InputError(f"target {i} needs labels and masks, it has {', '.join(target)}")
         labels, masks = target["labels"], target["masks"]
         if labels.is_floating_point() or masks.dtype != torch.bool:
             raise InputError(
@@ -67,15 +69,24 @@ def count_masks(targets: list[Target]) -> float:
     return max(count, 1.0)
 
 
+def matched_classes(
+    like: Tensor, matches: list[Match], targets: list[Target], no_object: int
+) -> Tensor:
+    """The class that each of [B, sources] is to predict: its target's, else `no_object`."""
+    classes = torch.full_like(like, no_object, dtype=torch.int64)
+    for row, match, target in zip(classes, matches, targets, strict=True):
+        row[match.source] = target.labels[match.target]
+    return classes
+
+
 def proposal_loss(
     class_logits: Tensor, matches: list[Match], targets: list[Target], config: ModelConfig
 ) -> Tensor:
     """Cross-entropy of every pixel of p4; all but the matched ones are no-object."""
     dtype = torch.promote_types(class_logits.dtype, torch.float32)
-    classes = torch.full_like(class_logits[:, 0], config.num_classes, dtype=torch.int64).flatten(1)
-    for row, match, target in zip(classes, matches, targets, strict=True):
-        row[match.source] = target.labels[match.target]
-    return config.proposal_weight * F.cross_entropy(class_logits.to(dtype).flatten(2), classes)
+    logits = class_logits.to(dtype).flatten(2)
+    classes = matched_classes(logits[:, 0], matches, targets, config.num_classes)
+    return config.proposal_weight * F.cross_entropy(logits, classes)
 
 
 def prediction_losses(
@@ -92,9 +103,7 @@ def prediction_losses(
     """
     logits = prediction.logits
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    classes = torch.full_like(logits[..., 0], config.num_classes, dtype=torch.int64)
-    for row, match, target in zip(classes, matches, targets, strict=True):
-        row[match.source] = target.labels[match.target]
+    classes = matched_classes(logits[..., 0], matches, targets, config.num_classes)
     class_weights = logits.new_ones(config.num_classes + 1, dtype=dtype)
     class_weights[-1] = config.no_object_weight
     loss_ce = F.cross_entropy(logits.to(dtype).transpose(1, 2), classes, class_weights)

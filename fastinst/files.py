@@ -50,3 +50,10 @@ def make_output_folder(path: Path | str) -> Path:
     except OSError as error:
         raise InputError(f"cannot write into the folder {path}: {error.strerror}") from error
     return path
+
+
+def check_output_file(path: Path | str) -> None:
+    """Raise InputError now if `write_whole` could not write there; makes the folder."""
+    make_output_folder(Path(path).parent)
+    if Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a file")

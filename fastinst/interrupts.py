@@ -28,5 +28,6 @@ class Interrupts:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """For a DataLoader's workers, whom Ctrl-C reaches too: the main process ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For a DataLoader's workers, whom the signals reach too: the main process ends them."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)

@@ -7,7 +7,10 @@ from typing import TextIO
 from fastinst.files import write_whole
 
 LOSS_KINDS = ("loss_ce", "loss_mask", "loss_dice", "loss_proposal")
-COLUMNS = ("step", "epoch", "seconds", "lr", "loss", *LOSS_KINDS, "AP", "AP50")
+COLUMNS = (
+    *("step", "epoch", "seconds", "lr", "gradient_norm"),
+    *("loss", *LOSS_KINDS, "AP", "AP50"),
+)
 
 
 def open_log(path: Path, step: int) -> tuple[TextIO, csv.DictWriter]:

@@ -99,7 +99,7 @@ def _assign(cost: Tensor) -> Match:
     """The cheapest assignment of [sources, targets]."""
     # A prediction that overflowed must reach the loss, where the training loop sees it and can
     # name the images; so it may not stop the matching.
-    finite = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=1e6).double().cpu().numpy()
+    finite = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=1e6).cpu().double().numpy()
     source, target = linear_sum_assignment(finite)
     return Match(
         *(torch.as_tensor(i, dtype=torch.int64, device=cost.device) for i in (source, target))

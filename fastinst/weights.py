@@ -262,7 +262,7 @@ def _load(model: FastInst, weights: _Weights) -> list[str]:
             if shape != own[ours].shape:
                 kept.append(ours)
                 given[theirs] = own[ours]
-    fitted, problems = fit(own, names, given, optional=(BATCH_COUNTER,))
+    fitted, problems = fit(own, names, given, optional=(BATCH_COUNTER,), most=5)
     if problems:
         raise InputError(
             f"{weights.path} is a checkpoint of another model, {_describe(weights, model.config)}, "

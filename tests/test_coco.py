@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from fastinst.data.coco import Annotation, check_images, find_coco, load_coco, read_image
+from fastinst.data.coco import Annotation, check_images, load_coco
+from fastinst.data.images import read_image
+from fastinst.data.layouts import find_coco
 from fastinst.errors import InputError
 
 HEIGHT, WIDTH = 20, 30
@@ -142,6 +144,23 @@ def test_labels_count_up_by_category_id(tmp_path):
     assert len(dataset) == 1 and not dataset.skipped
 
 
+def test_classes_of_one_name_are_told_apart(tmp_path):
+    categories = [{"id": 9, "name": "cell"}, {"id": 3, "name": "cell"}, {"id": 4, "name": "dog"}]
+    assert load(tmp_path, coco(categories=categories)).class_names == (
+        "cell (3)",
+        "dog",
+        "cell (9)",
+    )
+
+
+def test_sizes_may_be_written_as_whole_floats(tmp_path):
+    image = {"id": 5, "file_name": "a.jpg", "height": float(HEIGHT), "width": float(WIDTH)}
+    (record,) = load(tmp_path, coco(images=[image])).images
+    assert (record.height, record.width) == (HEIGHT, WIDTH) and type(record.height) is int
+    with pytest.raises(InputError, match="has no height of type int"):
+        load(tmp_path, coco(images=[image | {"height": 20.5}]))
+
+
 def test_masks_of_all_kinds_of_segmentation(tmp_path):
     square = np.zeros((HEIGHT, WIDTH), bool)
     square[3:13, 2:12] = True
@@ -166,6 +185,7 @@ def rle(counts, size=(HEIGHT, WIDTH)) -> dict:
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
+        ([[[2.0, 3.0], [12.0, 3.0], [12.0, 13.0], [2.0, 13.0]]], "a list of points"),
         (None, "no segmentation"),
         ([], "no segmentation"),
         ([[]], "fewer than 3 points"),

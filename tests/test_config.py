@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 import fastinst
-from fastinst.config import ModelConfig, make_config
+from fastinst.config import ModelConfig, make_config, parse_overrides
 from fastinst.errors import InputError
 
 
@@ -91,3 +91,17 @@ def test_an_unknown_model_lists_the_known():
         InputError, match="^unknown model 'fastinst'; the models are fastinst-d1-r50"
     ):
         make_config("fastinst")
+
+
+def test_overrides_of_the_command_line():
+    texts = ["num_layers=2", "class_weight=1.5", "frozen_batch_norm=false", "backbone=resnet50"]
+    overrides = parse_overrides(texts)
+    assert overrides == {
+        "num_layers": 2,
+        "class_weight": 1.5,
+        "frozen_batch_norm": False,
+        "backbone": "resnet50",
+    }
+    for text in ("num_layers", "num_classes=3", "name=x"):
+        with pytest.raises(InputError, match=f"got '{text}'"):
+            parse_overrides([text])

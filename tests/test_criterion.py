@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from test_matcher import (
     CLASSES,
@@ -241,6 +243,19 @@ def test_masks_are_counted_over_the_batch_but_never_below_one():
     assert count_masks([make_target(2), make_target(3)]) == 5
     assert count_masks([make_target(0), make_target(1)]) == 1
     assert count_masks([make_target(0), make_target(0)]) == 1
+
+
+def _count_on_one_rank(rank, folder):
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    counts = [count_masks([make_target(n)]) for n in ((1, 0), (4, 0))[rank]]
+    (folder / str(rank)).write_text(str(counts))
+    dist.destroy_process_group()
+
+
+def test_masks_are_averaged_over_the_processes(tmp_path):
+    mp.spawn(_count_on_one_rank, (tmp_path,), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["[2.5, 1.0]"] * 2
 
 
 def test_targets_are_padded_with_zeros_to_the_right_and_bottom():

@@ -9,8 +9,10 @@ import pytest
 from pycocotools.coco import COCO
 
 from fastinst.data import demo
-from fastinst.data.coco import Annotation, check_images, find_coco, load_coco, read_image
+from fastinst.data.coco import Annotation, check_images, load_coco
 from fastinst.data.demo import write_demo
+from fastinst.data.images import read_image
+from fastinst.data.layouts import find_coco
 from fastinst.errors import InputError
 
 

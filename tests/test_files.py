@@ -4,7 +4,7 @@ from torch._utils import ExceptionWrapper
 
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
-from fastinst.files import make_output_folder, write_whole
+from fastinst.files import check_output_file, make_output_folder, write_whole
 
 
 def names(folder):
@@ -81,3 +81,10 @@ def test_devices(monkeypatch):
     for name in ("cuda:99", "gpu", ""):
         with pytest.raises(InputError, match=f"device '{name}'"):
             choose_device(name)
+
+
+def test_an_output_file_is_checked_before_the_work(tmp_path):
+    check_output_file(tmp_path / "new folder" / "numbers.json")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new folder"]
+    with pytest.raises(InputError, match="new folder: it is a folder"):
+        check_output_file(tmp_path / "new folder")

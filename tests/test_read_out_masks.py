@@ -168,3 +168,9 @@ def test_bad_arguments_are_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         read_out_masks(**arguments | change)
+
+
+def test_nothing_has_a_gradient():
+    logits = torch.randn(2, 5, 6, requires_grad=True)
+    result = read_out_masks(logits, (40, 48), (33, 41), (20, 30))
+    assert not any(value.requires_grad for value in result)

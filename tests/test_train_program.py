@@ -1,6 +1,7 @@
 """train.py as its users meet it: runs, interruptions, resumption and bad input."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -97,6 +98,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, run_train)
         assert torch.equal(value, expected[name]), name
 
 
+def test_sigterm_to_all_processes_saves(data, tmp_path):
+    """As a cluster or a container ends a run; the workers get the signal too."""
+    out = tmp_path / "run"
+    options = [*QUICK, "--workers", "1", "--steps", "500", "--eval-every", "500"]
+    command = [sys.executable, str(PROGRAM), "--data", str(data), "--output", str(out), *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "log.csv").exists() or len(rows(out)) < 2:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert read_checkpoint(out / "last.pt")["training"]["step"] == len(rows(out)) >= 2
+
+
 def test_torchrun_trains_on_two_processes(data, tmp_path):
     out = tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
@@ -115,6 +134,30 @@ def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path, run_train):
         run_train("--data", data, "--output", out, *QUICK, "--steps", 50, "--lr", 1e30)
 
 
+def test_a_gradient_that_is_not_finite_is_no_step(data, tmp_path, run_train, monkeypatch):
+    losses = train.TrainingStep.forward
+
+    class Explodes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * float("inf")
+
+    def forward(self, batch, targets):
+        found = losses(self, batch, targets)
+        return found | {"loss_ce": Explodes.apply(found["loss_ce"])}
+
+    out = tmp_path / "run"
+    run_train("--data", data, "--output", out, *QUICK, "--steps", 1)
+    monkeypatch.setattr(train.TrainingStep, "forward", forward)
+    with pytest.raises(InputError, match="step 2: gradient_norm not finite on images"):
+        run_train("--resume", out, "--steps", 2)
+    assert all(value.isfinite().all() for value in weights(out).values())
+
+
 def test_bad_input_is_told_before_the_first_step(data, tmp_path, run_train, monkeypatch):
     def no_step(*_):
         raise AssertionError("a step was made")
@@ -130,11 +173,30 @@ def test_bad_input_is_told_before_the_first_step(data, tmp_path, run_train, monk
         "no_such.pt": ["--data", data, "--weights", tmp_path / "no_such.pt"],
         "no_such_run": ["--resume", tmp_path / "no_such_run"],
         "nonsense": ["--data", data, "--device", "nonsense"],
+        "num_classes=5": ["--data", data, "--set", "num_classes=5"],
     }
     for culprit, arguments in cases.items():
         with pytest.raises(InputError, match=re.escape(culprit)):
             run_train(*QUICK, "--output", out, *arguments)
         assert not out.exists(), culprit
+
+
+@pytest.mark.parametrize(
+    "option", ["--size=0", "--eval-every=0", "--clip=-1", "--workers=-1", "--steps=0", "--lr=nan"]
+)
+def test_options_out_of_range(data, run_train, capsys, option):
+    with pytest.raises(SystemExit) as exit_:
+        run_train("--data", data, option)
+    assert exit_.value.code == 2 and option.partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_validation_set_without_objects(tmp_path, run_train, capsys):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    write_demo(folder, train=2, val=1, seed=0)
+    val = folder / "annotations" / "instances_val.json"
+    val.write_text(json.dumps(json.loads(val.read_text()) | {"annotations": []}))
+    assert run_train("--data", folder, "--output", out, *QUICK, "--steps", 1) == 0
+    assert f"evaluate.py {out / 'last.pt'}" in capsys.readouterr().out
 
 
 def test_a_broken_image_is_found_before_the_first_step(tmp_path, run_train):
@@ -186,13 +248,15 @@ def test_from_scratch_batch_norms_train_and_pretrained_they_are_frozen(
 def test_resuming_can_extend_a_run(data, tmp_path, run_train):
     out = tmp_path / "run"
     run_train("--data", data, "--output", out, *QUICK, "--steps", 1)
-    run_train("--resume", out, "--epochs", 1)
+    run_train("--resume", out, "--epochs", 1, "--weight-decay", 0.5)
     assert [row["step"] for row in rows(out)] == ["1", "2", "3"]
+    groups = read_checkpoint(out / "last.pt")["training"]["optimizer"]["param_groups"]
+    assert sorted(group["weight_decay"] for group in groups) == [0, 0, 0.5, 0.5]
 
 
 def test_an_output_folder_that_cannot_be_written(data, tmp_path, run_train):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="in the way|file"):
+    with pytest.raises(InputError, match="cannot write into the folder"):
         run_train("--data", data, "--output", tmp_path / "file" / "run", *QUICK, "--steps", 1)
 
 

@@ -6,7 +6,6 @@ Format: https://cocodataset.org/#format-data
 import gc
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,28 +17,9 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from fastinst.data.images import decode_image, quiet_pillow, read_image
+from fastinst.data.images import decode_image, quiet_pillow
 from fastinst.data.segmentation import check_segmentations
 from fastinst.errors import InputError
-
-__all__ = [
-    "Annotation",
-    "CocoDataset",
-    "ImageRecord",
-    "check_images",
-    "find_coco",
-    "load_coco",
-    "read_image",
-]
-
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
-LAYOUTS = (
-    "annotations/instances_{}*.json",
-    "annotations/{}*.json",
-    "{}/_annotations.coco.json",
-    "instances_{}*.json",
-    "{}*.json",
-)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -96,92 +76,6 @@ class CocoDataset:
         return len(self.images)
 
 
-def find_coco(path: str | Path, split: str) -> tuple[Path, Path]:
-    """The COCO JSON of a split and the folder of its images.
-
-    path: a JSON, which is taken whatever the split, or a dataset's folder in one of the LAYOUTS
-        (`{}` being the split, "valid" and the like included). A folder with one JSON only is that
-        dataset for either split, unless the JSON is named after the other one.
-    split: "train" or "val"
-    Raises InputError if there is no such JSON, more than one, or no folder with its images.
-    """
-    path = Path(path)
-    if path.is_dir():
-        json_path = _find_json(path, split)
-    elif path.is_file():
-        json_path = path
-    else:
-        raise InputError(f"{path}: no such file or folder")
-    return json_path, _find_image_folder(json_path)
-
-
-def _find_json(folder: Path, split: str) -> Path:
-    for name in SPLITS[split]:
-        found = {match for layout in LAYOUTS for match in folder.glob(layout.format(name))}
-        if found:
-            break
-    else:
-        others = {name for names in SPLITS.values() for name in names} - set(SPLITS[split])
-        found = {*folder.glob("*.json"), *folder.glob("annotations/*.json")}
-        found = {match for match in found if not others & _words(match.stem)}
-    if len(found) == 1:
-        return found.pop()
-    if found:
-        names = ", ".join(sorted(str(match.relative_to(folder)) for match in found)[:5])
-        raise InputError(
-            f"{folder}: {len(found)} files could hold the {split} annotations ({names}); "
-            "name the one to use instead of the folder"
-        )
-    looked_for = "\n  ".join(layout.format(SPLITS[split][0]) for layout in LAYOUTS)
-    raise InputError(
-        f"{folder}: no COCO annotations for the split {split!r}. Looked for\n  {looked_for}\n"
-        f"where {' or '.join(SPLITS[split])} may name the split. A usual layout is\n"
-        f"  {folder}/annotations/instances_{split}.json\n  {folder}/{split}/*.jpg"
-    )
-
-
-def _words(stem: str) -> set[str]:
-    return set(re.split("[^a-z]+", stem.lower()))
-
-
-def _find_image_folder(json_path: Path) -> Path:
-    names = _first_file_names(json_path)
-    if not names:  # whatever is wrong with the file, load_coco says it better
-        return json_path.parent
-    tag = json_path.stem.removeprefix("instances_")
-    synonyms = next((names for names in SPLITS.values() if _words(tag) & set(names)), ())
-    folders = []
-    for base in json_path.absolute().parents[:2]:
-        roots = (base, base / "images")
-        folders += [root / tag for root in roots]
-        for name in synonyms:
-            folders += [match for root in roots for match in sorted(root.glob(f"{name}*/"))]
-        folders += reversed(roots)
-    folders = list(dict.fromkeys(folders))
-    for folder in folders:
-        # One hit is enough: with the next folder the wrong split could stand in for missing files.
-        if any((folder / name).is_file() for name in names):
-            return folder
-    searched = "\n  ".join(str(folder) for folder in folders)
-    raise InputError(
-        f"{json_path}: its images ({', '.join(names)}, ...) are in none of\n  {searched}"
-    )
-
-
-def _first_file_names(json_path: Path, count: int = 5) -> list[str]:
-    """Without parsing the file: COCO's takes ten seconds, and load_coco does it anyway."""
-    pattern = re.compile(r'"file_name"\s*:\s*("(?:[^"\\]|\\.)+")')
-    names, tail = [], ""
-    with open(json_path, encoding="utf-8-sig", errors="replace") as file:
-        while len(names) < count and (text := file.read(1 << 20)):
-            names += pattern.findall(tail + text)
-            tail = text[-1000:]
-    try:
-        return list(dict.fromkeys(json.loads(name) for name in names))[:count]
-    except json.JSONDecodeError:
-        return []
-
-
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Nothing in a JSON is cyclic, but going through its millions of lists doubles the time."""
@@ -207,11 +101,18 @@ def load_coco(json_path: str | Path, image_folder: str | Path) -> CocoDataset:
 
     category_ids = _unique_ids(categories, "category", json_path)
     class_names = _column(categories, "name", str, "category", json_path)
-    class_names = [name for _, name in sorted(zip(category_ids, class_names, strict=True))]
+    counts = Counter(class_names)
+    named = sorted(zip(category_ids, class_names, strict=True))
+    # Results are kept by name, so two classes may not share one.
+    class_names = [name if counts[name] == 1 else f"{name} ({id_})" for id_, name in named]
     category_ids = sorted(category_ids)
 
     image_ids = _unique_ids(images, "image", json_path)
     file_names = _column(images, "file_name", str, "image", json_path)
+    for row in images:
+        for side in ("height", "width"):
+            if type(row.get(side)) is float and row[side].is_integer():
+                row[side] = int(row[side])
     sides = [_column(images, side, int, "image", json_path) for side in ("height", "width")]
     sizes = dict(zip(image_ids, zip(*sides, strict=True), strict=True))
     for image_id, size in sizes.items():

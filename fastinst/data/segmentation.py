@@ -69,6 +69,8 @@ def check_segmentations(
 def _polygon_fault(part: object) -> str:
     if not isinstance(part, list):
         return "its segmentation is not a list of polygons"
+    if part and isinstance(part[0], list):
+        return "its polygon is a list of points, and COCO's is x0, y0, x1, y1, ..."
     if len(part) < 6:
         return "its polygon has fewer than 3 points"
     if len(part) % 2:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fastinst.data.coco import CocoDataset
 from fastinst.data.loader import EvaluationImages
 from fastinst.errors import InputError
+from fastinst.interrupts import ignore_interrupts
 from fastinst.results import Instances, postprocess
 
 # The name of each number that we show, and where COCOeval.stats holds it.
@@ -243,7 +244,12 @@ def evaluate(
     evaluator = CocoEvaluator(dataset, [record.id for record in records])
     images = EvaluationImages(dataset, model.config.test_short_edge, model.config.test_max_edge)
     share = range(rank, len(records), world)
-    loader = DataLoader(Subset(images, share), batch_size=None, num_workers=workers)
+    loader = DataLoader(
+        Subset(images, share),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=ignore_interrupts,
+    )
     training = model.training
     model.eval()
     try:

@@ -29,6 +29,8 @@ def read_out_masks(
 
     Two successive resizes differ from a single one, and the published numbers have two.
 
+    Nothing of the result has a gradient.
+
     Args:
         mask_logits: [N, h, w]
         padded_size: (height, width) of the network's input
@@ -73,6 +75,17 @@ def _read_out_masks(
         inside[part] = (logits.sigmoid() * masks[part]).sum(dim=2).sum(dim=1)
     areas = masks.sum(dim=(1, 2))
     return masks, inside / (areas.to(exact) + 1e-6), areas, mask_boxes(masks)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output)
+
+
+def _backward(ctx, *_):
+    return None, None, None, None
+
+
+_read_out_masks.register_autograd(_backward, setup_context=_setup_context)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:

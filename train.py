@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--clip", type=float, default=0.0, help="largest gradient norm, 0 for none")
     add("--flip-only", action="store_true", help="no random crop and no random size")
     add("--amp", choices=("auto", "off", "float16", "bfloat16"), default="auto")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--workers", type=int, default=min(4, os.cpu_count() or 1))
     add("--eval-every", type=int, help="steps between evaluations and saves [an epoch]")
     add("--seed", type=int, default=0)

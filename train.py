@@ -1,6 +1,6 @@
 """Train FastInst on a data set in COCO format.
 
-    python train.py --data DATA --model fastinst-d3-r50-640 --backbone-weights resnet50.pth
+    python train.py --data DATA --model fastinst-d3-r50-640 --weights resnet50.pth
     python train.py --data DATA --model fastinst-d1-r18-192 --epochs 60 --lr 5e-4
     torchrun --nproc-per-node 4 train.py --data DATA --weights fastinst-d3-r50-640
     python train.py --resume runs/fastinst-d3-r50-640
@@ -38,7 +38,6 @@ from fastinst.log import LOSS_KINDS, open_log
 from fastinst.metrics.coco import evaluate, format_table
 from fastinst.optimizer import DROPS, lr_factor, parameter_groups
 from fastinst.weights import (
-    load_backbone,
     load_model,
     load_weights,
     read_checkpoint,
@@ -56,9 +55,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--model", default="fastinst-d3-r50-640", help=", ".join(fastinst.list_models()))
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields of ModelConfig")
     add("--size", type=int, help="shorter image edge, for training and testing [the model's]")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--weights", help="start from a checkpoint, a release .pth or a model name")
-    start.add_argument("--backbone-weights", help="ImageNet file of torchvision, timm, detectron2")
+    add(
+        "--weights",
+        help="start from a checkpoint, a release .pth, a model name or an ImageNet backbone",
+    )
     add("--resume", help="continue a run: its folder or its last.pt; other options override")
     add("--output", help="folder of the run [runs/MODEL]")
     length = parser.add_mutually_exclusive_group()
@@ -137,20 +137,19 @@ def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn
         longest = round(args.size * 4 / 3)
         options |= {"test_short_edge": args.size, "test_max_edge": longest}
         options |= {"train_short_edge": args.size, "train_max_edge": longest}
-    if not args.weights and not args.backbone_weights:
+    if not args.weights:
         if options.setdefault("frozen_batch_norm", False):
             raise InputError(
-                "frozen batch norms are meaningless without pretrained weights: pass --weights or "
-                "--backbone-weights, or leave frozen_batch_norm out"
+                "frozen batch norms are meaningless without pretrained weights: pass --weights, or "
+                "leave frozen_batch_norm out"
             )
         say("no pretrained weights: training from scratch, with batch norms that train too")
     model = fastinst.create_model(args.model, num_classes, **options)
     if args.weights:
         fresh = load_weights(model, args.weights)
-        say(f"weights: {args.weights}" + (f"; starting anew: {', '.join(fresh)}" if fresh else ""))
-    elif args.backbone_weights:
-        load_backbone(model, args.backbone_weights)
-        say(f"backbone weights: {args.backbone_weights}")
+        more = f" and {len(fresh) - 12} more" if len(fresh) > 12 else ""
+        told = f"; starting anew: {', '.join(fresh[:12])}{more}" if fresh else ""
+        say(f"weights: {args.weights}{told}")
     return model
 
 
@@ -197,7 +196,7 @@ def main() -> int:
     model.to(memory_format=torch.channels_last).train()
     config = model.config
     if args.backbone_lr is None:
-        args.backbone_lr = 0.1 if args.weights or args.backbone_weights else 1.0
+        args.backbone_lr = 0.1 if args.weights else 1.0
     groups = parameter_groups(model, args.lr, args.lr * args.backbone_lr, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=device.type == "cuda")
     base_lrs = [group["lr"] for group in groups]

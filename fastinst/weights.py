@@ -22,6 +22,8 @@ FORMAT = "fastinst/1"
 
 # The layers with a row per class and one for no-object.
 _CLASS_LAYERS = re.compile(r"queries\.classifier\.|decoder\.heads\.\d+\.class_mlp\.layers\.2\.")
+# Of torchvision, timm, detectron2 and Caffe: what a file of a backbone alone has.
+_FIRST_CONVOLUTIONS = {"conv1.weight", "conv1.0.weight", "stem.conv1.weight", "conv1_w"}
 _OFFSETS = ("conv2.offset.weight", "conv2.offset.bias")
 
 
@@ -37,6 +39,10 @@ class _Weights(NamedTuple):
     path: Path
     tensors: dict[str, Tensor]
     checkpoint: dict[str, Any] | None  # of `read_checkpoint`, if the file is one
+
+    @property
+    def backbone(self) -> bool:
+        return not _FIRST_CONVOLUTIONS.isdisjoint(self.tensors)
 
     @property
     def official(self) -> bool:
@@ -91,19 +97,23 @@ def load_weights(model: FastInst, source: Path | str, progress: bool = True) -> 
     """Copies weights into `model`; all of them or, with an error, none.
 
     Args:
-        source: a file (of `save_checkpoint`; a checkpoint of the authors' code; a bare state dict
-            with the names of either) or a name of `RELEASE_FILES`, whose file is downloaded to
-            PyTorch's hub folder unless it is there
+        source: a file of a whole model (of `save_checkpoint`; a checkpoint of the authors' code; a
+            bare state dict with the names of either), one of an ImageNet backbone (torchvision's
+            resnet18, resnet50, resnet101; timm's resnet50d; detectron2's R-50.pkl and R-101.pkl
+            of torchvision's), or a name of `RELEASE_FILES`, whose file is downloaded to PyTorch's
+            hub folder unless it is there
         progress: show the download's progress
 
     Returns:
-        The parameters that stay as they were: the class layers if the file has another number of
-        classes than the model, else none.
+        The names that stay as they were. Of a whole model these are the class layers if the file
+        has another number of classes than the model, else none. Of a backbone, whose 3x3 weights
+        go into deformable convolutions too, everything else and the convolutions of the offsets.
 
     Raises:
         InputError: the file cannot be had or read, or is of another model.
     """
-    return _load(model, _read_weights(_find(source, progress)))
+    weights = _read_weights(_find(source, progress))
+    return (_load_backbone if weights.backbone else _load)(model, weights)
 
 
 def load_model(
@@ -139,41 +149,6 @@ def load_model(
         None if class_names is None else tuple(class_names),
         None if category_ids is None else tuple(category_ids),
     )
-
-
-def load_backbone(model: FastInst, source: Path | str) -> None:
-    """Copies an ImageNet backbone into `model.backbone`, all of it or nothing.
-
-    The weights of deformable convolutions come from the plain ones of the file; their offsets
-    stay as they are.
-
-    Args:
-        source: a file of torchvision (resnet18, resnet50, resnet101), of timm (resnet50d) or of
-            detectron2's conversion of torchvision's (R-50.pkl, R-101.pkl)
-
-    Raises:
-        InputError: the file cannot be read or is of another network.
-    """
-    tensors = find_tensors(source, read_file(source))
-    if "conv1_w" in tensors or any(name.endswith("_bn_s") for name in tensors):
-        raise InputError(
-            f"{source} is MSRA's ResNet in Caffe's form, made for BGR images and with other "
-            f"strides; use detectron2's ImageNetPretrained/torchvision/R-50.pkl (or R-101.pkl) or "
-            f"torchvision's own file"
-        )
-    own = model.backbone.state_dict()
-    names = {name: name for name in own}
-    if any(name.startswith("stem.") for name in tensors):  # detectron2's names, as the release's
-        names = {
-            ours.removeprefix("backbone."): official.removeprefix("backbone.")
-            for ours, official in official_names(model).items()
-            if ours.startswith("backbone.")
-        }
-    given = {k: v for k, v in tensors.items() if not k.startswith(("fc.", "stem.fc."))}
-    fitted, problems = fit(own, names, given, optional=(BATCH_COUNTER, *_OFFSETS))
-    if problems:
-        raise InputError(f"{source} is no {model.config.backbone} of ImageNet; {problems}")
-    model.backbone.load_state_dict(own | fitted)
 
 
 def _find(source: Path | str, progress: bool) -> Path:
@@ -270,6 +245,27 @@ def _load(model: FastInst, weights: _Weights) -> list[str]:
         )
     model.load_state_dict(own | fitted)
     return kept
+
+
+def _load_backbone(model: FastInst, weights: _Weights) -> list[str]:
+    path, tensors, _ = weights
+    if "conv1_w" in tensors:
+        raise InputError(
+            f"{path} is MSRA's ResNet in Caffe's form, made for BGR images and with other "
+            f"strides; use detectron2's ImageNetPretrained/torchvision/R-50.pkl (or R-101.pkl) or "
+            f"torchvision's own file"
+        )
+    own = model.state_dict()
+    names = {name: name for name in own}
+    if "stem.conv1.weight" in tensors:  # detectron2's names, as the release's
+        names = official_names(model)
+    names = {k: v.removeprefix("backbone.") for k, v in names.items() if k.startswith("backbone.")}
+    given = {k: v for k, v in tensors.items() if not k.startswith(("fc.", "stem.fc."))}
+    fitted, problems = fit(own, names, given, optional=(BATCH_COUNTER, *_OFFSETS), most=5)
+    if problems:
+        raise InputError(f"{path} is no {model.config.backbone} of ImageNet; {problems}")
+    model.load_state_dict(own | fitted)
+    return [name for name in own if name not in fitted and not name.endswith(BATCH_COUNTER)]
 
 
 def _describe(weights: _Weights, wanted: ModelConfig) -> str:

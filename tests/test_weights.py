@@ -20,7 +20,6 @@ from fastinst.errors import InputError
 from fastinst.official import official_names
 from fastinst.weights import (
     CheckpointInfo,
-    load_backbone,
     load_model,
     load_weights,
     read_checkpoint,
@@ -301,7 +300,7 @@ def test_files_cannot_change_numpy(tmp_path, kind):
 def test_damaged_pickle_cannot_ask_for_all_memory(tmp_path):
     path = tmp_path / "R-50.pkl"
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x03.")  # would need a table of 1 GB
-    refuses(lambda: load_backbone(small_model(), path), path, "entry 67108863")
+    refuses(lambda: load_weights(small_model(), path), path, "entry 67108863")
 
 
 def test_whole_objects_are_refused_by_name(tmp_path):
@@ -326,7 +325,7 @@ def test_other_files_are_named(tmp_path, content, word):
     path.write_bytes(content)
     refuses(lambda: load_model(path), path, word.replace("git-lfs pull", "git lfs pull"))
     refuses(lambda: read_checkpoint(path), path)
-    refuses(lambda: load_backbone(small_model(), path), path)
+    refuses(lambda: load_weights(small_model(), path), path)
 
 
 def test_other_archives_and_objects_are_named(tmp_path):
@@ -534,8 +533,10 @@ def test_torchvision_and_timm_backbones(tmp_path, architecture, frozen):
     torch.save(state, path, _use_new_zipfile_serialization=architecture != "resnet50")
     model = with_backbone(architecture, frozen)
     others = {k: v for k, v in snapshot(model).items() if not k.startswith("backbone.")}
-    load_backbone(model, path)
+    kept = load_weights(model, path)
     assert_backbone(model, state)
+    offsets = {k for k in model.state_dict() if "conv2.offset" in k}
+    assert set(kept) == {k for k in others if "num_batches" not in k} | offsets
     assert others.items() and all(torch.equal(model.state_dict()[k], v) for k, v in others.items())
     assert isinstance(model.backbone.bn1, BatchNorm2d) != frozen
 
@@ -545,7 +546,7 @@ def test_detectron2_backbone(tmp_path, frozen, protocol):
     path, state = tmp_path / "R-50.pkl", imagenet("resnet50")
     path.write_bytes(pickle.dumps(to_detectron2(state), protocol))
     model = with_backbone("resnet50", frozen)
-    load_backbone(model, path)
+    load_weights(model, path)
     assert_backbone(model, state)
 
 
@@ -553,11 +554,11 @@ def test_backbones_of_another_network_change_nothing(tmp_path):
     path, model = tmp_path / "weights", with_backbone("resnet50")
     before = snapshot(model)
     torch.save(imagenet("resnet18"), path)
-    refuses(lambda: load_backbone(model, path), path, "no resnet50", "missing", "wrong shape")
+    refuses(lambda: load_weights(model, path), path, "no resnet50", "missing", "wrong shape")
     torch.save({**imagenet("resnet50"), "layer5.weight": torch.ones(1)}, path)
-    refuses(lambda: load_backbone(model, path), "unexpected (1): layer5.weight")
+    refuses(lambda: load_weights(model, path), "unexpected (1): layer5.weight")
     path.write_bytes(pickle.dumps(to_detectron2(imagenet("resnet50"))))
-    refuses(lambda: load_backbone(with_backbone("resnet50d-dcn"), path), "resnet50d-dcn")
+    refuses(lambda: load_weights(with_backbone("resnet50d-dcn"), path), "resnet50d-dcn")
     assert_same(model.state_dict(), before)
 
 
@@ -567,5 +568,5 @@ def test_caffe_backbones_are_explained(tmp_path, wrap):
     content = wrap({name: np.ones(4, np.float32) for name in names})
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps(content, 2))
-    message = refuses(lambda: load_backbone(with_backbone("resnet50"), path), path, "MSRA", "BGR")
+    message = refuses(lambda: load_weights(with_backbone("resnet50"), path), path, "MSRA", "BGR")
     assert "torchvision/R-50.pkl" in message

@@ -116,16 +116,20 @@ class TrainingStep(nn.Module):
         return self.model.loss(batch, targets)
 
 
-def find_data(args: argparse.Namespace) -> tuple[CocoDataset, CocoDataset | None]:
-    """The training set, and the validation set or None."""
+def find_data(args: argparse.Namespace, say: Callable) -> tuple[CocoDataset, CocoDataset | None]:
+    """The training set, and the validation set or None, with the reason said."""
     train = load_coco(*find_coco(args.data, "train"))
     if args.val:
         return train, load_coco(*find_coco(args.val, "val"))
     try:
-        found = find_coco(args.data, "val")
-    except InputError:
+        json_path, image_folder = find_coco(args.data, "val")
+    except InputError as error:
+        say(f"no validation set, so there will be no AP; pass --val. The reason: {error}")
         return train, None
-    return train, load_coco(*found) if found[0] != train.json_path else None
+    if json_path == train.json_path:
+        say("no validation set beside the training set, so there will be no AP; pass --val")
+        return train, None
+    return train, load_coco(json_path, image_folder)
 
 
 def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn.Module:
@@ -171,10 +175,9 @@ def main() -> int:
     say = print if rank == 0 else lambda *_: None
 
     # Data: everything that is wrong with it is said here, before the first step.
-    train, val = find_data(args)
+    train, val = find_data(args, say)
     for name, dataset in (("train", train), ("val", val)):
         if dataset is None:
-            say("val: none found, so there will be no AP; pass --val")
             continue
         counts = f"{len(dataset)} images, {len(dataset.class_names)} classes"
         say(f"{name}: {counts}, {dataset.json_path}")

@@ -1,5 +1,6 @@
 """The one exception that programs show without a traceback, and how they show it."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -23,4 +24,10 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    if "WORLD_SIZE" in os.environ:
+        # Under torchrun all is done here, but gloo's threads can abort the interpreter's own end
+        # (pytorch/pytorch#179291), which torchrun would take for a failed run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code)

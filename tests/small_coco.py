@@ -1,9 +1,12 @@
 """A tiny COCO data set of coloured rectangles and a model that finds those."""
 
 import json
+import runpy
+import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -86,3 +89,17 @@ class ColourModel(nn.Module):
 
 def load_colour_model(source, device):
     return ColourModel().to(device), CheckpointInfo("colour", NAMES, CATEGORY_IDS)
+
+
+def program_runner(monkeypatch, capsys, program, *always):
+    """Runs a program, by default with `ColourModel`: (arguments) -> (exit code, stdout, stderr)."""
+
+    def run(*arguments, load_model=load_colour_model):
+        monkeypatch.setattr("fastinst.weights.load_model", load_model)
+        monkeypatch.setattr(sys, "argv", [program.name, *map(str, (*arguments, *always))])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(program), run_name="__main__")
+        output = capsys.readouterr()
+        return exit_.value.code or 0, output.out, output.err
+
+    return run

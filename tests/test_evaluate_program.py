@@ -1,11 +1,15 @@
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_coco import CATEGORY_IDS, NAMES, ColourModel, load_colour_model, write_coco
+from small_coco import (
+    CATEGORY_IDS,
+    NAMES,
+    ColourModel,
+    program_runner,
+    write_coco,
+)
 
 from fastinst.weights import CheckpointInfo
 from fastinst.weights import load_model as load_weights_file
@@ -15,17 +19,7 @@ PROGRAM = Path(__file__).parents[1] / "evaluate.py"
 
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
-    """Run evaluate.py with a stand-in model: (arguments) -> (exit code, stdout, stderr)."""
-
-    def run(*arguments, load_model=load_colour_model):
-        monkeypatch.setattr("fastinst.weights.load_model", load_model)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(PROGRAM), run_name="__main__")
-        output = capsys.readouterr()
-        return exit_.value.code or 0, output.out, output.err
-
-    return run
+    return program_runner(monkeypatch, capsys, PROGRAM)
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
-from small_coco import ColourModel, load_colour_model, write_coco
+from small_coco import ColourModel, program_runner, write_coco
 
 import fastinst.visualize
 from fastinst.data.coco import load_coco
@@ -21,17 +19,7 @@ PROGRAM = Path(__file__).parents[1] / "predict.py"
 
 @pytest.fixture
 def predict(monkeypatch, capsys):
-    """Run predict.py with a stand-in model: (arguments) -> (exit code, stdout, stderr)."""
-
-    def run(*arguments, load_model=load_colour_model):
-        monkeypatch.setattr("fastinst.weights.load_model", load_model)
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments), "--device", "cpu"])
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(PROGRAM), run_name="__main__")
-        output = capsys.readouterr()
-        return exit_.value.code or 0, output.out, output.err
-
-    return run
+    return program_runner(monkeypatch, capsys, PROGRAM, "--device", "cpu")
 
 
 @pytest.fixture

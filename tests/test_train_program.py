@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +69,39 @@ def test_a_run_leaves_checkpoints_a_log_and_the_next_commands(data, tmp_path, ru
     assert list(checkpoint["category_ids"]) == [1, 2, 4, 7]
     printed = capsys.readouterr().out
     assert "3 steps of 2 images" in printed and f"evaluate.py {out / 'best.pt'}" in printed
+
+
+def test_the_other_programs_take_what_training_left(data, tmp_path, run_train, monkeypatch):
+    """With the real model: no program but this one trains, evaluates and predicts in a row."""
+    out = tmp_path / "run"
+    run_train("--data", data, "--output", out, *QUICK, "--steps", 2)
+    report, found = tmp_path / "ap.json", tmp_path / "found"
+    for arguments in (
+        ["evaluate.py", out / "best.pt", "--data", data, "--workers", 0, "--output", report],
+        ["predict.py", out / "best.pt", data / "val", "--output", found, "--threshold", 0],
+        ["benchmark.py", out / "best.pt", "--iterations", 1, "--warmup", 0, "--height", 64],
+    ):
+        program = PROGRAM.with_name(arguments[0])
+        monkeypatch.setattr(sys, "argv", [*map(str, arguments), "--device", "cpu"])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(program), run_name="__main__")
+        assert not exit_.value.code, arguments
+    assert json.loads(report.read_text())["AP"] == pytest.approx(
+        float(rows(out)[-1]["AP"]), abs=1e-3
+    )
+    results = json.loads((found / "predictions.json").read_text())
+    assert len(results["images"]) == len(list(found.glob("*.jpg"))) == 2
+    assert results["categories"][2] == {"id": 4, "name": "triangle"} and results["annotations"]
+
+
+def test_the_reason_for_no_validation_set_is_said(data, tmp_path, run_train, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(data, folder)
+    shutil.copy(folder / "annotations/instances_val.json", folder / "instances_val.json")
+    options = ("--output", tmp_path / "run", *QUICK, "--steps", 1)
+    assert run_train("--data", folder, *options) == 0
+    printed = capsys.readouterr().out
+    assert "no validation set" in printed and "2 files could hold the val annotations" in printed
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, run_train):

@@ -193,12 +193,40 @@ def test_registration(with_mask, with_bias):
     inputs = make_inputs(2, with_mask, with_bias)
     args = [inputs[k] for k in ("input", "offset", "weight", "bias", "mask")]
     geometry = [list(value) for value in GEOMETRY.values()]
-    torch.library.opcheck(torch.ops.fastinst.deform_conv2d.default, (*args, *geometry))
+    for relu in (False, True):
+        torch.library.opcheck(torch.ops.fastinst.deform_conv2d.default, (*args, *geometry, relu))
     input, offset, weight, _, mask = (x if x is None else x.detach() for x in args)
     torch.library.opcheck(
         torch.ops.fastinst.deform_conv2d_backward.default,
         (torch.randn(2, 4, 2, 3).double(), input, offset, weight, mask, *geometry),
     )
+
+
+def test_relu_follows_the_bias():
+    inputs = make_inputs()
+    plain = deform_conv2d(**inputs, **GEOMETRY)
+    out = deform_conv2d(**inputs, **GEOMETRY, relu=True)
+    assert 0 < (plain > 0).sum() < plain.numel()
+    assert torch.equal(out, plain.relu())
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, tensors(inputs), grad),
+        torch.autograd.grad(plain, tensors(inputs), grad * (plain > 0)),
+    )
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_channels_last_stays_channels_last(relu):
+    inputs = make_inputs()
+    expected = deform_conv2d(**inputs, **GEOMETRY, relu=relu)
+    inputs["input"] = inputs["input"].detach().contiguous(memory_format=torch.channels_last)
+    inputs["input"].requires_grad_()
+    out = deform_conv2d(**inputs, **GEOMETRY, relu=relu)
+    assert expected.is_contiguous()
+    assert out.is_contiguous(memory_format=torch.channels_last) and not out.is_contiguous()
+    torch.testing.assert_close(out, expected)
+    (grad,) = torch.autograd.grad(out.sum(), inputs["input"])
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("with_mask", [True, False])

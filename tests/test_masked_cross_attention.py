@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastinst.ops import masked_cross_attention
+from fastinst.ops import masked_cross_attention, pack_bits
 
 BATCH, HEADS, QUERIES, PIXELS, DIM, GUIDED = 2, 3, 5, 7, 4, 3
 
@@ -88,6 +88,23 @@ def test_gradients_equal_those_of_plain_operations(shape):
 def test_gradcheck():
     inputs = make_inputs()
     assert torch.autograd.gradcheck(masked_cross_attention, tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("pixels", [1, 31, 32, 33, 70])
+def test_bits_say_the_same_as_booleans(pixels):
+    inputs = make_inputs(pixels=pixels)
+    packed = inputs | {"attend": pack_bits(inputs["attend"])}
+    out, expected = masked_cross_attention(**packed), masked_cross_attention(**inputs)
+    assert torch.equal(out, expected)
+    grad = torch.randn_like(out)
+    actual_grads = torch.autograd.grad(out, floats(inputs), grad)
+    expected_grads = torch.autograd.grad(expected, floats(inputs), grad)
+    assert all(torch.equal(a, b) for a, b in zip(actual_grads, expected_grads, strict=True))
+
+
+def test_the_heads_of_a_query_lie_side_by_side():
+    out = masked_cross_attention(**make_inputs())
+    assert out.transpose(1, 2).is_contiguous()
 
 
 def test_a_query_masked_everywhere_attends_everywhere():
@@ -181,9 +198,10 @@ def test_registration(shape):
     args = tuple(inputs.values())
     torch.library.opcheck(torch.ops.fastinst.masked_cross_attention.default, args)
     detached = tuple(x.detach() for x in args)
+    output = masked_cross_attention(*detached)
     torch.library.opcheck(
         torch.ops.fastinst.masked_cross_attention_backward.default,
-        (torch.randn_like(detached[0]), *detached),
+        (torch.randn_like(output), output, *detached),
     )
 
 
@@ -208,7 +226,8 @@ def test_compiled_equals_eager():
         ({"value": torch.rand(2, 3, 7, 4)}, "^value has dtype torch.float32"),
         ({"key": torch.rand(2, 3, 7, 5).double()}, r"^key must have shape \(2, 3, 7, 4\)"),
         ({"value": torch.rand(2, 3, 6, 4).double()}, r"^value must have shape \(2, 3, 7, 4\)"),
-        ({"attend": torch.ones(2, 3, 7)}, "^attend must be a bool tensor"),
+        ({"attend": torch.ones(2, 3, 7)}, "^attend must be bool, or int32"),
+        ({"attend": torch.ones(2, 3, 7, dtype=torch.int32)}, r"^attend must have shape .*, 1\)"),
         ({"attend": torch.ones(2, 6, 7, dtype=torch.bool)}, r"^attend must have shape \(2, N <= 5"),
         ({"attend": torch.ones(2, 3, 8, dtype=torch.bool)}, "^attend must have shape"),
         ({"attend": torch.ones(1, 3, 7, dtype=torch.bool)}, "^attend must have shape"),

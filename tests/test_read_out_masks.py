@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastinst.ops import read_out_masks
+from fastinst.ops import read_out_masks, unpack_bits
 from fastinst.ops.read_out_masks import mask_boxes
 
 # The package's function of the same name hides the submodule.
@@ -133,10 +133,20 @@ def test_memory_layout_does_not_matter():
 
 @pytest.mark.parametrize("count", [0, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_registration(count, dtype):
+@pytest.mark.parametrize("packed", [False, True])
+def test_registration(count, dtype, packed):
     sizes = [list(size) for size in SIZES[1]]
-    args = (make_logits(dtype=dtype)[:count], *sizes)
+    args = (make_logits(dtype=dtype)[:count], *sizes, packed)
     torch.library.opcheck(torch.ops.fastinst.read_out_masks.default, args)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_packed_masks_are_the_bits_of_masks(sizes):
+    logits = make_logits()
+    expected, actual = read_out_masks(logits, *sizes), read_out_masks(logits, *sizes, packed=True)
+    assert actual.masks.dtype == torch.int32
+    assert torch.equal(unpack_bits(actual.masks, sizes[2][1]), expected.masks)
+    assert all(torch.equal(a, b) for a, b in zip(actual[1:], expected[1:], strict=True))
 
 
 def test_compiled_equals_eager():

@@ -23,8 +23,13 @@ def deform_conv2d(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     mask: Tensor | None = None,
+    *,
+    relu: bool = False,
 ) -> Tensor:
-    """Deformable convolution, with the signature of torchvision's.
+    """Deformable convolution, with the signature of torchvision's and an optional ReLU after it.
+
+    A batch norm with fixed statistics is a scale of `weight` and a shift in `bias`: with `relu` it
+    costs nothing.
 
     Args:
         input: [B, C, H, W]
@@ -34,20 +39,20 @@ def deform_conv2d(
         bias: [C_out]
         stride, padding, dilation: one integer, or one for each of height and width
         mask: [B, G * kh * kw, h, w], the modulation of v2
+        relu: return max(., 0)
 
     Returns:
-        [B, C_out, h, w] in the dtype of `input`
+        [B, C_out, h, w] in the dtype of `input`; channels-last if `input` is
 
     Raises:
         ValueError: shapes or arguments that do not fit, by name.
     """
     stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
     _check(input, offset, weight, bias, stride, padding, dilation, mask)
-    return _deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation)
+    return _deform_conv2d(input, offset, weight, bias, mask, stride, padding, dilation, relu)
 
 
-@torch.library.custom_op("fastinst::deform_conv2d", mutates_args=())
-def _deform_conv2d(
+def definition(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
@@ -56,6 +61,7 @@ def _deform_conv2d(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    relu: bool,
 ) -> Tensor:
     taps = _sampling_taps(input, offset, mask, weight, stride, padding, dilation)
     columns = _gather_columns(input, weight, taps)
@@ -64,12 +70,14 @@ def _deform_conv2d(
         out = torch.einsum("blkgi,goik->blgo", columns, grouped).flatten(2)  # [B, h w, C_out]
     if bias is not None:
         out = out + bias
+    if relu:
+        out = out.relu()
     shape = (offset.shape[0], weight.shape[0], *offset.shape[2:])
-    return out.to(input.dtype).transpose(1, 2).reshape(shape).contiguous()
+    out = out.to(input.dtype).transpose(1, 2).reshape(shape)
+    return out.contiguous(memory_format=_memory_format(input))
 
 
-@torch.library.custom_op("fastinst::deform_conv2d_backward", mutates_args=())
-def _deform_conv2d_backward(
+def backward_definition(
     grad: Tensor,
     input: Tensor,
     offset: Tensor,
@@ -104,7 +112,7 @@ def _deform_conv2d_backward(
     grad_input = grad_rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
     grad_offset = torch.stack([grad_y, grad_x], dim=-1).permute(0, 3, 2, 4, 1)  # [B, G, K, 2, l]
     return (
-        grad_input.to(input.dtype).contiguous(),
+        grad_input.to(input.dtype).contiguous(memory_format=_memory_format(input)),
         grad_offset.to(offset.dtype).reshape(offset.shape).contiguous(),
         grad_weight.reshape(weight.shape).to(weight.dtype),
         grad.sum((0, 1)),
@@ -112,6 +120,12 @@ def _deform_conv2d_backward(
         if mask is None
         else grad_mask.permute(0, 3, 2, 1).reshape(mask.shape).to(mask.dtype),
     )
+
+
+_deform_conv2d = torch.library.custom_op("fastinst::deform_conv2d", mutates_args=())(definition)
+_deform_conv2d_backward = torch.library.custom_op(
+    "fastinst::deform_conv2d_backward", mutates_args=()
+)(backward_definition)
 
 
 class _Taps(NamedTuple):
@@ -196,16 +210,25 @@ def _grouped_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor
     return weight.to(dtype).flatten(2).unflatten(0, (groups, -1))
 
 
+def _memory_format(input: Tensor) -> torch.memory_format:
+    if input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 @_deform_conv2d.register_fake
-def _(input, offset, weight, bias, mask, stride, padding, dilation):
-    return input.new_empty(offset.shape[0], weight.shape[0], *offset.shape[2:])
+def _(input, offset, weight, bias, mask, stride, padding, dilation, relu):
+    shape = (offset.shape[0], weight.shape[0], *offset.shape[2:])
+    return torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=_memory_format(input)
+    )
 
 
 @_deform_conv2d_backward.register_fake
 def _(grad, input, offset, weight, mask, stride, padding, dilation):
     dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
     return (
-        input.new_empty(input.shape),
+        torch.empty_like(input, memory_format=_memory_format(input)),
         offset.new_empty(offset.shape),
         weight.new_empty(weight.shape),
         grad.new_empty(weight.shape[0], dtype=dtype),
@@ -214,12 +237,14 @@ def _(grad, input, offset, weight, mask, stride, padding, dilation):
 
 
 def _setup_context(ctx, inputs, output):
-    input, offset, weight, bias, mask, *ctx.geometry = inputs
-    ctx.save_for_backward(input, offset, weight, bias, mask)
+    input, offset, weight, bias, mask, *ctx.geometry, relu = inputs
+    ctx.save_for_backward(input, offset, weight, bias, mask, output if relu else None)
 
 
 def _backward(ctx, grad):
-    input, offset, weight, bias, mask = ctx.saved_tensors
+    input, offset, weight, bias, mask, output = ctx.saved_tensors
+    if output is not None:
+        grad = grad * (output > 0)
     grad_input, grad_offset, grad_weight, grad_bias, grad_mask = _deform_conv2d_backward(
         grad, input, offset, weight, mask, *ctx.geometry
     )
@@ -229,7 +254,7 @@ def _backward(ctx, grad):
         grad_weight,
         None if bias is None else grad_bias.to(bias.dtype),
         None if mask is None else grad_mask,
-        *(None, None, None),
+        *(None, None, None, None),
     )
 
 

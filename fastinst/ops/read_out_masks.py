@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastinst.ops.bits import pack_bits, packed_length
+
 # Floats held at once while resizing, so that 100 masks of a large photograph fit in memory.
 CHUNK_ELEMENTS = 1 << 25
 
@@ -13,7 +15,7 @@ CHUNK_ELEMENTS = 1 << 25
 class Masks(NamedTuple):
     """N masks and what is measured while they are made."""
 
-    masks: Tensor  # [N, H, W] bool, logit > 0
+    masks: Tensor  # [N, H, W] bool, logit > 0; or its bits, [N, H, ceil(W / 32)] int32
     scores: Tensor  # [N], mean sigmoid inside the mask, sum / (area + 1e-6), float32 or wider
     areas: Tensor  # [N] int64, pixels
     boxes: Tensor  # [N, 4] int64 (left, top, right, bottom), the last two exclusive; 0 if empty
@@ -24,6 +26,7 @@ def read_out_masks(
     padded_size: tuple[int, int],
     image_size: tuple[int, int],
     output_size: tuple[int, int],
+    packed: bool = False,
 ) -> Masks:
     """Resizes as the release does (to the padded input, crop, to the output) and thresholds at 0.
 
@@ -36,6 +39,7 @@ def read_out_masks(
         padded_size: (height, width) of the network's input
         image_size: (height, width) of the image in it, before padding
         output_size: (height, width) of the masks to return
+        packed: return the masks' bits (`pack_bits`), an eighth of the bytes
 
     Raises:
         ValueError: shapes or sizes that do not fit, by name.
@@ -51,12 +55,15 @@ def read_out_masks(
     if image_size[0] > padded_size[0] or image_size[1] > padded_size[1]:
         raise ValueError(f"image_size {image_size} is larger than padded_size {padded_size}")
     sizes = ([int(side) for side in size] for _, size in sizes)
-    return Masks(*_read_out_masks(mask_logits, *sizes))
+    return Masks(*_read_out_masks(mask_logits, *sizes, packed))
 
 
-@torch.library.custom_op("fastinst::read_out_masks", mutates_args=())
-def _read_out_masks(
-    mask_logits: Tensor, padded_size: list[int], image_size: list[int], output_size: list[int]
+def definition(
+    mask_logits: Tensor,
+    padded_size: list[int],
+    image_size: list[int],
+    output_size: list[int],
+    packed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     exact = torch.promote_types(mask_logits.dtype, torch.float32)
     height, width = output_size
@@ -74,7 +81,11 @@ def _read_out_masks(
         # Rows first: threads split the sum over a whole mask if it is alone in its chunk.
         inside[part] = (logits.sigmoid() * masks[part]).sum(dim=2).sum(dim=1)
     areas = masks.sum(dim=(1, 2))
-    return masks, inside / (areas.to(exact) + 1e-6), areas, mask_boxes(masks)
+    scores, boxes = inside / (areas.to(exact) + 1e-6), mask_boxes(masks)
+    return pack_bits(masks) if packed else masks, scores, areas, boxes
+
+
+_read_out_masks = torch.library.custom_op("fastinst::read_out_masks", mutates_args=())(definition)
 
 
 def _setup_context(ctx, inputs, output):
@@ -82,7 +93,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, *_):
-    return None, None, None, None
+    return None, None, None, None, None
 
 
 _read_out_masks.register_autograd(_backward, setup_context=_setup_context)
@@ -99,11 +110,14 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 @_read_out_masks.register_fake
-def _(mask_logits, padded_size, image_size, output_size):
+def _(mask_logits, padded_size, image_size, output_size, packed):
     count = mask_logits.shape[0]
     exact = torch.promote_types(mask_logits.dtype, torch.float32)
+    height, width = output_size
     return (
-        mask_logits.new_empty(count, *output_size, dtype=torch.bool),
+        mask_logits.new_empty(count, height, packed_length(width), dtype=torch.int32)
+        if packed
+        else mask_logits.new_empty(count, height, width, dtype=torch.bool),
         mask_logits.new_empty(count, dtype=exact),
         mask_logits.new_empty(count, dtype=torch.int64),
         mask_logits.new_empty(count, 4, dtype=torch.int64),

@@ -66,8 +66,7 @@ def select_queries(
     return _select_queries(class_logits, features, positions, num_queries, local_maximum_first)
 
 
-@torch.library.custom_op("fastinst::select_queries", mutates_args=())
-def _select_queries(
+def definition(
     class_logits: Tensor,
     features: Tensor,
     positions: Tensor,
@@ -78,6 +77,9 @@ def _select_queries(
     by_rank = rank.sort(dim=1, descending=True, stable=True).indices
     indices = by_rank[:, :num_queries].sort(dim=1).values
     return _gather(features, indices), _gather(positions, indices), indices
+
+
+_select_queries = torch.library.custom_op("fastinst::select_queries", mutates_args=())(definition)
 
 
 def _gather(pixels: Tensor, indices: Tensor) -> Tensor:

@@ -245,6 +245,7 @@ def test_compiled_equals_eager(with_mask):
     ("change", "message"),
     [
         ({"input": torch.rand(6, 5, 4)}, "^input must have 4 dimensions"),
+        ({"input": torch.rand(2, 6, 0, 4)}, "^input must have channels and pixels"),
         ({"offset": torch.rand(36, 2, 3)}, "^offset must have 4 dimensions"),
         ({"weight": torch.rand(4, 3, 6)}, "^weight must have 4 dimensions"),
         ({"mask": torch.rand(18, 2, 3)}, "^mask must have 4 dimensions"),

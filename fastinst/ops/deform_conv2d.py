@@ -283,6 +283,8 @@ def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> None
     ):
         if len(value) != 2 or min(value) < least:
             raise ValueError(f"{name} must be two integers of at least {least}, got {value}")
+    if 0 in input.shape[1:]:
+        raise ValueError(f"input must have channels and pixels, got shape {tuple(input.shape)}")
     out_channels, group_channels, *kernel = weight.shape
     channels = input.shape[1]
     if (

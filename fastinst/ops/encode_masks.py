@@ -1,7 +1,6 @@
 """COCO's compressed run-length encoding of masks."""
 
 import numpy as np
-import pycocotools.mask
 import torch
 from torch import Tensor
 
@@ -47,6 +46,8 @@ def encode_masks(masks: Tensor, width: int | None = None) -> list[dict]:
 
 def definition(masks: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """All strings one after the other, uint8 [T], and their lengths, int64 [N]."""
+    import pycocotools.mask  # the one operator that needs it, where it has no kernel
+
     if masks.dtype == torch.int32:
         masks = unpack_bits(masks, width)
     columns = np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8))

@@ -3,13 +3,14 @@
 `setup.py` builds them into `_C.abi3.so` beside this package, with a record of how. They register
 themselves under the operators' names; without them every operator runs its definition.
 
-Environment: FASTINST_KERNELS=0 leaves them out, FASTINST_ISA=baseline|avx2|avx512 lowers what the
-CPU's use, FASTINST_LIBRARY names another build.
+Environment: FASTINST_KERNELS=0 leaves them out, =1 makes it an error if they cannot be loaded;
+FASTINST_ISA=baseline|avx2|avx512 lowers what the CPU's use; FASTINST_LIBRARY names another build.
 """
 
 import ctypes
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -21,45 +22,63 @@ PACKAGE = Path(__file__).resolve().parents[1]
 LIBRARY = Path(os.environ.get("FASTINST_LIBRARY") or PACKAGE / "_C.abi3.so")
 
 
-def load_kernels() -> str:
-    """Loads the library; why it was not, or nothing. Warns of what the user can mend."""
-    if os.environ.get("FASTINST_KERNELS") == "0":
-        return "FASTINST_KERNELS=0"
-    reason = _obstacle()
-    if not reason:
-        try:
-            torch.ops.load_library(LIBRARY)
-        except OSError as error:
-            reason = f"{LIBRARY} does not load: {error}"
+def load_kernels() -> None:
+    """Loads the library, and warns of what makes this machine slower than it need be.
+
+    Raises:
+        ImportError: it cannot be loaded, and FASTINST_KERNELS=1
+    """
+    # The doctor says the same by itself, and at length.
+    if os.environ.get("FASTINST_KERNELS") == "0" or "fastinst.doctor" in sys.orig_argv:
+        return
+    without, reason = "compiled kernels", why_not_loaded()
+    if reason and os.environ.get("FASTINST_KERNELS") == "1":
+        raise ImportError(f"fastinst's kernels: {reason} (`python -m fastinst.doctor`)")
+    if not reason and torch.version.cuda and torch.cuda.device_count():
+        without, reason = "CUDA kernels", build_record().get("missing", {}).get("cuda")
     if reason:
         warnings.warn(
-            f"fastinst runs without compiled kernels, several times slower: {reason}. "
+            f"fastinst runs without {without}, several times slower: {reason}. "
             "`python -m fastinst.doctor` says what to do.",
             RuntimeWarning,
             stacklevel=2,
         )
-    return reason
 
 
-def _obstacle() -> str:
+def why_not_loaded() -> str:
+    """Loads the library, once; what stands in its way, or nothing."""
+    if os.environ.get("FASTINST_KERNELS") == "0":
+        return "FASTINST_KERNELS=0 in the environment"
     if not LIBRARY.is_file():
-        return build_record().get("cpu") or f"{LIBRARY} does not exist"
-    csrc = PACKAGE.parent / "csrc"
-    own = LIBRARY.parent == PACKAGE
+        return build_record().get("missing", {}).get("cpu") or f"{LIBRARY} does not exist"
     # Kernels of other sources could be called with other arguments than they read.
-    if own and csrc.is_dir() and build_record().get("sources") != sources_digest(csrc):
-        return "they were built from other sources than those in csrc; build them again (`make`)"
+    if LIBRARY.parent == PACKAGE and sources_have_changed():
+        return "csrc has changed since the build"
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        return f"the library does not load: {error.__cause__ or error}"
     return ""
 
 
-def build_record() -> dict[str, str]:
-    """What setup.py noted of the build: "cpu", "cuda", "torch" and "sources"; {} without one."""
-    path = PACKAGE / "_build.json"
+def sources_have_changed() -> bool:
+    """Whether this is a checkout, and its csrc another than the library was built from."""
+    csrc = PACKAGE.parent / "csrc"
+    return csrc.is_dir() and build_record().get("sources") != sources_digest(csrc)
+
+
+def build_record() -> dict:
+    """What setup.py noted beside the library; {} if it never ran.
+
+    "cpu" and "cuda": what compiled that part; "missing": why not, by part; "architectures": of
+    CUDA's part, like "9.0+PTX"; "torch": its version; "sources": their digest.
+    """
+    path = LIBRARY.with_name("_build.json")
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def instruction_set() -> str:
-    """What the CPU kernels run with: "baseline", "avx2" or "avx512"."""
+    """What the loaded CPU kernels run with: "baseline", "avx2" or "avx512"."""
     function = ctypes.CDLL(str(LIBRARY)).fastinst_isa
     function.restype = ctypes.c_char_p
     return function().decode()

@@ -1,4 +1,7 @@
-"""What tells a build of csrc/ from one of other sources. setup.py runs this file by itself."""
+"""What tells a build of csrc/ from one of other sources.
+
+Only the standard library, and nothing of this package: setup.py runs this file by itself.
+"""
 
 import hashlib
 from pathlib import Path

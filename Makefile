@@ -1,22 +1,27 @@
-# Needs Python >= 3.10 and a C++ compiler; everything else goes into .venv.
+# Needs Python >= 3.10, and a C++ compiler for the kernels; everything else goes into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := fastinst tests train.py evaluate.py predict.py benchmark.py setup.py
+SOURCES := fastinst tests scripts train.py evaluate.py predict.py benchmark.py setup.py
 # Other builds of torch: make TORCH="torch==2.14.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
-.PHONY: install demo test lint format clean
+.PHONY: install kernels demo test lint format check-cuda clean
 .DELETE_ON_ERROR:
 
-install: $(VENV)/installed
+install: kernels
 
-$(VENV)/installed: pyproject.toml setup.py
+# What has changed in csrc; see setup.py for its environment (FASTINST_CUDA=1, ...).
+kernels: $(VENV)/installed
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+$(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastinst needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# The kernels follow, outside pip's isolated build and so without building all anew each time.
+	FASTINST_KERNELS=0 $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 # Data, training, evaluation and pictures, in under ten minutes on two CPU cores.
@@ -34,13 +39,17 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-lint: install
+lint: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-format: install
+format: $(VENV)/installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# Every CUDA kernel for every architecture, without a GPU; fails on spilled registers.
+check-cuda: install
+	$(BIN)/python scripts/check_cuda.py
+
 clean:
-	rm -rf demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf demo build fastinst/_C.abi3.so fastinst/_build.json *.egg-info .pytest_cache .ruff_cache

@@ -1,5 +1,13 @@
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure():
+    """FASTINST_DEVICE=cuda runs the tests on a GPU, wherever they do not choose a device."""
+    if os.environ.get("FASTINST_DEVICE"):
+        torch.set_default_device(os.environ["FASTINST_DEVICE"])
 
 
 @pytest.fixture(autouse=True)

@@ -104,9 +104,9 @@ def test_predictions_and_results(case):
         # Empty masks score exactly 0, come last, and stand in any order.
         filled = int((case.arrays[f"result{i}.scores"] > 0).sum())
         assert ((result.scores > 0).sum(), len(result)) == (filled, 100)
-        assert (result.labels[:filled].numpy() == classes[:filled]).all()
+        assert (result.labels[:filled].cpu().numpy() == classes[:filled]).all()
         assert sorted(result.labels[filled:].tolist()) == sorted(classes[filled:].tolist())
-        packed = np.packbits(result.masks.flatten(1).numpy(), axis=1)
+        packed = np.packbits(result.masks.flatten(1).cpu().numpy(), axis=1)
         assert (packed == masks).all()
 
 

@@ -1,25 +1,18 @@
 """Measure a model's speed: frames per second, and latency percentiles of every stage.
+Or the operators' (--ops): each compiled kernel beside what one would use instead, in one run.
 
     python benchmark.py fastinst-d3-r50-640
     python benchmark.py fastinst-d3-r50-640 --device cpu --threads 4 --csv benchmarks/cpu.csv
     python benchmark.py runs/nuclei/best.pt --images nuclei/val --protocol application
     python benchmark.py --paper-table
+    python benchmark.py --ops --dtype float16 --csv benchmarks/ops_cuda.csv
 
 A model's name means random weights, which take as long as trained ones: see `random_model`.
 """
 
 import argparse
-import csv
-import datetime
-import io
 import itertools
 import json
-import os
-import platform
-import re
-import resource
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +21,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastinst import ops
 from fastinst.config import list_models
 from fastinst.data.images import list_images, read_image
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import check_output_file, write_whole
 from fastinst.model import FastInst, create_model
+from fastinst.op_timing import measure_ops, print_case
+from fastinst.records import describe_machine, format_rows, peak_memory, print_machine, read_rows
+from fastinst.rivals import CASES
 from fastinst.timing import END_TO_END, STAGES, is_stable, measure, resize, summarize, warm_up
 from fastinst.weights import load_model
 
@@ -57,6 +52,9 @@ CSV_HEADER = (
     "date,machine,device,torch,threads,commit,command,model,protocol,height,width,batch,dtype,"
     "stage,median_ms,p95_ms,p99_ms,fps"
 )
+OPS_CSV_HEADER = (
+    "date,machine,device,torch,threads,commit,command,op,case,dtype,rival,median_ms,p95_ms,ratio"
+)
 
 
 def main() -> int:
@@ -68,50 +66,67 @@ def main() -> int:
         raise InputError(f"cannot time {device.type!r}; use --device cpu or --device cuda")
     for file in filter(None, (args.json, args.csv)):
         check_output_file(file)
-    rows = read_rows(args.csv)
+    text = read_rows(args.csv, OPS_CSV_HEADER if args.ops else CSV_HEADER)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.fp32_precision = "ieee"  # no TF32
     report = describe_run(args, device)
     print_run(report)
 
-    # One model after the other; an interrupt leaves what has been measured.
-    from_resized = args.protocol == "paper"
+    # One model or operator after the other; an interrupt leaves what has been measured.
     try:
-        for name in PAPER_FPS if args.paper_table else [args.model]:
-            model, weights = get_model(name, args.weights, device)
-            model = model.to(getattr(torch, args.dtype)).eval()
-            entry = describe_model(model, weights, next(batches(args)))
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            inputs, runs = batches(args), []
-            warmup = warm_up(model, inputs, from_resized, args.warmup)
-            entry |= {"warmup_runs": len(warmup), "stable": is_stable(warmup)} | peak_memory(device)
-            try:
-                for times in measure(model, inputs, from_resized, args.iterations, args.seconds):
-                    runs.append(times)
-            finally:
-                if runs:
-                    entry |= {"runs": len(runs), "stages": summarize(runs, args.batch_size)}
-                    report["models"].append(entry)
-                    print_model(entry, args.protocol)
+        if args.ops:
+            dtype = getattr(torch, args.dtype)
+            for entry in measure_ops(device, dtype, args.only, args.seconds):
+                report["cases"].append(entry)
+                print_case(entry)
+                save(report, args, text)
+        else:
+            measure_models(args, device, report)
     except KeyboardInterrupt:
         report["interrupted"] = True
         print("interrupted", file=sys.stderr)
 
-    # The table and the files. Half a measurement is no record for the CSV.
     if args.paper_table:
         print(f"\n{'images per second':26}{'paper, V100':>12}{'here':>10}")
         for entry in report["models"]:
             here = entry["stages"][END_TO_END]["fps"]
             print(f"{entry['model']:26}{PAPER_FPS[entry['model']]:12.1f}{here:10.2f}")
+    save(report, args, text)
+    return 130 if report["interrupted"] else 0
+
+
+def save(report: dict, args: argparse.Namespace, text: str) -> None:
+    """Everything to the JSON; to the CSV, after the text that was in it, this run's rows."""
     if args.json:
         with write_whole(args.json) as file:
             file.write(json.dumps(report, indent=1, allow_nan=False).encode())
-    if args.csv and not report["interrupted"]:
+    # Half a measurement of models is no record; of the operators each case is one.
+    if args.csv and (args.ops or not report["interrupted"]):
+        columns = OPS_CSV_HEADER if args.ops else CSV_HEADER
         with write_whole(args.csv) as file:
-            file.write((rows + new_rows(report)).encode())
-    return 130 if report["interrupted"] else 0
+            file.write((text + format_rows(rows(report), columns)).encode())
+
+
+def measure_models(args: argparse.Namespace, device: torch.device, report: dict) -> None:
+    from_resized = args.protocol == "paper"
+    for name in PAPER_FPS if args.paper_table else [args.model]:
+        model, weights = get_model(name, args.weights, device)
+        model = model.to(getattr(torch, args.dtype)).eval()
+        entry = describe_model(model, weights, next(batches(args)))
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        inputs, runs = batches(args), []
+        warmup = warm_up(model, inputs, from_resized, args.warmup)
+        entry |= {"warmup_runs": len(warmup), "stable": is_stable(warmup)} | peak_memory(device)
+        try:
+            for times in measure(model, inputs, from_resized, args.iterations, args.seconds):
+                runs.append(times)
+        finally:
+            if runs:
+                entry |= {"runs": len(runs), "stages": summarize(runs, args.batch_size)}
+                report["models"].append(entry)
+                print_model(entry, args.protocol)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -122,6 +137,8 @@ def parse_arguments() -> argparse.Namespace:
     add("model", nargs="?", help=f"a checkpoint, or one of {', '.join(list_models())}")
     add("--weights", action="store_true", help="the released weights of a model's name")
     add("--paper-table", action="store_true", help="the paper's five models beside its speeds")
+    add("--ops", action="store_true", help="the operators beside what one would use instead")
+    add("--only", choices=CASES, help="of --ops, this one")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--protocol", choices=PROTOCOLS, default="paper", help="what end to end spans")
     add("--height", type=int, help="of the original image, 480 by default")
@@ -132,13 +149,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--warmup", type=int, help="runs before the measured ones; default: until stable")
     duration = parser.add_mutually_exclusive_group()
     duration.add_argument("--iterations", type=int, help="runs to measure")
-    duration.add_argument("--seconds", type=float, default=10.0, help="to measure, 10 by default")
+    duration.add_argument("--seconds", type=float, help="to measure: 10, or 1 for a case of --ops")
     add("--threads", type=int, help="of the CPU")
     add("--json", type=Path, help="write everything to this file")
-    add("--csv", type=Path, help="append a row for every stage to this file")
+    add("--csv", type=Path, help="append a row for every stage or rival to this file")
     args = parser.parse_args()
-    if args.paper_table == bool(args.model):
-        parser.error("give either a model or --paper-table")
+    if [args.paper_table, args.ops, bool(args.model)].count(True) != 1:
+        parser.error("give either a model or --paper-table or --ops")
+    if args.only and not args.ops:
+        parser.error("--only is for --ops")
+    for name in ("weights", "images", "height", "width", "iterations", "warmup"):
+        if args.ops and getattr(args, name):
+            parser.error(f"--{name} is for models, not for --ops")
     if args.images and (args.height or args.width):
         parser.error("--images have their own height and width")
     for name in ("height", "width", "batch_size", "iterations", "seconds", "threads"):
@@ -146,6 +168,8 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be positive")
     if args.warmup is not None and args.warmup < 0:
         parser.error("--warmup must not be negative")
+    if args.seconds is None:
+        args.seconds = 1.0 if args.ops else 10.0
     if args.images is None:
         args.height, args.width = args.height or 480, args.width or 640
     return args
@@ -191,30 +215,15 @@ def batches(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
 
 
 def describe_run(args: argparse.Namespace, device: torch.device) -> dict:
-    cuda = device.type == "cuda"
-    info = Path("/proc/cpuinfo")
-    cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    # With "-dirty" if tracked files have changed since; empty without git.
-    git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty --abbrev=7"
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmark.py", *sys.argv[1:]]),
-        "commit": subprocess.getoutput(f"{git} --exclude='*' 2>/dev/null"),
-        "machine": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "ops": ops.active_kernels(device.type),
+    report = describe_machine(device) | {"dtype": args.dtype, "interrupted": False}
+    if args.ops:
+        return report | {"cases": []}
+    return report | {
         "protocol": args.protocol,
         "batch": args.batch_size,
-        "dtype": args.dtype,
         "images": str(args.images or "random pixels"),
         "height": args.height,  # None for a folder's
         "width": args.width,
-        "interrupted": False,
         "models": [],
     }
 
@@ -242,30 +251,19 @@ FLOPS = {
         lambda input, offset, weight, *_, out_shape: 2 * out_shape.numel() * weight[1:].numel()
     ),
     torch.ops.fastinst.masked_cross_attention: lambda q, k, *_, out_shape: 4 * q.numel() * k[2],
+    torch.ops.fastinst.attention_to_queries: lambda q, k, *_, out_shape: 4 * q.numel() * k[2],
+    torch.ops.fastinst.attention_mask: lambda e, x, *_, out_shape: 2 * e.numel() * x[1],
 }
 
 
-def peak_memory(device: torch.device) -> dict:
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        return {"peak_memory_bytes": peak, "peak_memory_of": "tensors on the GPU"}
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_memory_bytes": peak, "peak_memory_of": "the process so far"}
-
-
 def print_run(report: dict) -> None:
-    protocol, load = report["protocol"], report["load_average"]
-    print(f"protocol: {protocol}, {PROTOCOLS[protocol]}; batch {report['batch']}, TF32 off")
-    for key in ("dtype", "images", "height", "width", "machine", "device", "threads", "commit"):
-        print(f"{key}: {report[key]}")
-    print(f"torch: {report['torch']}, CUDA {report['cuda']}, cuDNN {report['cudnn']}")
-    compiled = [name for name, kernel in report["ops"].items() if kernel == "compiled"]
-    others = f"compiled: {', '.join(compiled)}; the others: " if compiled else ""
-    print(f"ops: {others}reference (plain PyTorch)")
-    if load > os.cpu_count() / 2:
-        advice = "expect better times on an idle machine"
-        print(f"warning: the load average is {load:.1f}; {advice}", file=sys.stderr)
+    if "models" in report:
+        protocol = report["protocol"]
+        print(f"protocol: {protocol}, {PROTOCOLS[protocol]}; batch {report['batch']}, TF32 off")
+        for key in ("images", "height", "width"):
+            print(f"{key}: {report[key]}")
+    print(f"dtype: {report['dtype']}")
+    print_machine(report)
 
 
 def print_model(entry: dict, protocol: str) -> None:
@@ -285,24 +283,14 @@ def print_model(entry: dict, protocol: str) -> None:
     print(f"{stages[END_TO_END]['fps']:.2f} images per second")
 
 
-def read_rows(path: Path | None) -> str:
-    """The text of a CSV that rows can be appended to."""
-    if path is None or not path.is_file():
-        return CSV_HEADER + "\n"
-    text = path.read_text()
-    if text.partition("\n")[0] != CSV_HEADER:
-        raise InputError(f"{path} does not have the columns {CSV_HEADER}; name another file")
-    return text
-
-
-def new_rows(report: dict) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_HEADER.split(","), extrasaction="ignore", lineterminator="\n")
-    for entry in report["models"]:
-        for stage, row in entry["stages"].items():
-            rounded = {key: round(value, 3) for key, value in row.items()}
-            writer.writerow(report | entry | rounded | {"stage": stage})
-    return text.getvalue()
+def rows(report: dict) -> Iterator[dict]:
+    """Those of the CSV: one for each stage of a model, or for each rival of an operator's case."""
+    for entry in report.get("models", ()):
+        for stage, numbers in entry["stages"].items():
+            yield report | entry | numbers | {"stage": stage}
+    for entry in report.get("cases", ()):
+        for rival, numbers in entry["rivals"].items():
+            yield report | entry | numbers | {"rival": rival}
 
 
 if __name__ == "__main__":

@@ -56,7 +56,10 @@ class Attention(nn.Module):
         memory_position: Tensor,
         attend: Tensor | None = None,
     ) -> Tensor:
-        """x [B, N, C], memory [B, M, C]; `attend` as in `ops.masked_cross_attention`."""
+        """x [B, N, C] reads memory [B, M, C], everywhere without `attend`.
+
+        attend: see `ops.masked_cross_attention`
+        """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         inputs = (x + x_position, memory + memory_position, memory)
         query, key, value = (
@@ -64,7 +67,7 @@ class Attention(nn.Module):
             for y, weight, bias in zip(inputs, weights, biases, strict=True)
         )
         if attend is None:
-            out = F.scaled_dot_product_attention(query, key, value)
+            out = ops.attention_to_queries(query, key, value)
         else:
             out = ops.masked_cross_attention(query, key, value, attend)
         return self.norm(x + self.out_proj(out.transpose(1, 2).flatten(2)))
@@ -142,6 +145,18 @@ class PredictionHead(nn.Module):
         """[B, N, C] and [B, L, C] to logits [B, N, L]."""
         return self.mask_mlp(self.norm(queries)) @ self.pixel_map(pixels).transpose(1, 2)
 
+    def attention_mask(self, queries: Tensor, pixels: Tensor) -> Tensor:
+        """`masks` >= 0 as bits, [B, N, ceil(L / 32)] int32; see `ops.attention_mask`.
+
+        E (W x + b) = (E W) x + E b: this side of it maps no pixel, and no logit is stored.
+        """
+        embeddings = self.mask_mlp(self.norm(queries))
+        weight, bias = self.pixel_map.weight, self.pixel_map.bias
+        # Under autocast the products are of another dtype than the normalised pixels.
+        return ops.attention_mask(
+            (embeddings @ weight).to(pixels.dtype), pixels, (embeddings @ bias).to(pixels.dtype)
+        )
+
 
 class DualPathDecoder(nn.Module):
     """L dual-path layers, with a prediction head before the first and after each."""
@@ -158,7 +173,7 @@ class DualPathDecoder(nn.Module):
         state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
         head = self.heads[0]
         for layer, next_head in zip(self.layers, self.heads[1:], strict=True):
-            attend = head.masks(state.queries[:, :num_guided], state.pixels) >= 0
+            attend = head.attention_mask(state.queries[:, :num_guided], state.pixels)
             state = layer(state, queries.positions, pixel_position, attend)
             head = next_head
         return self._predict(head, state, num_guided, p3.shape[2:])

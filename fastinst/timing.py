@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from fastinst.results import Instances, postprocess
 
 STAGES = ("resize", "preprocess", "backbone", "pixel decoder", "decoder", "read-out", "download")
 END_TO_END = "end to end"
+# About 5 ms: while a GPU waits so long, what comes after is launched, and then runs without gaps.
+LAUNCH_CYCLES = 10_000_000
 
 
 # The work.
@@ -116,6 +118,36 @@ def time_stages(model: FastInst, originals: list[np.ndarray]) -> dict[str, float
     synchronize(device)
     times = (milliseconds(*pair) for pair in itertools.pairwise(marks))
     return dict(zip(STAGES, times, strict=True))
+
+
+def measure_in_turn(
+    calls: dict[str, list[Callable[[], object]]], device: torch.device, seconds: float
+) -> dict[str, list[float]]:
+    """The mean time of a call of each list, many times; the lists in turn, A B C A B C, so that
+    they meet the same state of the machine. There are 5 rounds at least, and 2 to warm up.
+    """
+    for _ in range(2):
+        for group in calls.values():
+            time_calls(group, device)
+    times = {name: [] for name in calls}
+    start = time.perf_counter()
+    for count in itertools.count(1):
+        for name, group in calls.items():
+            times[name].append(time_calls(group, device))
+        if count >= 5 and time.perf_counter() - start > seconds:
+            return times
+
+
+def time_calls(calls: list[Callable[[], object]], device: torch.device) -> float:
+    """The mean time of calls that follow each other; a GPU's without the gaps of launching."""
+    if device.type == "cuda":
+        torch.cuda._sleep(LAUNCH_CYCLES)
+    start = mark(device)
+    results = [call() for call in calls]
+    end = mark(device)
+    synchronize(device)
+    del results  # not before: freeing them is not part of the work
+    return milliseconds(start, end) / len(calls)
 
 
 def synchronize(device: torch.device) -> None:

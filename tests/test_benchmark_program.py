@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+import fastinst.op_timing
 import fastinst.results
-from fastinst import create_model, ops, timing
+from fastinst import create_model, ops, rivals, timing
 from fastinst.errors import run
 from fastinst.weights import save_checkpoint
 
@@ -102,18 +103,23 @@ def test_flops_of_our_operators(benchmark):
         lambda q, k, v, a: ops.masked_cross_attention(q, k, v, a > 0), *shapes, (2, 6, 11)
     )
     assert masked == plain > 0
+    assert count(ops.attention_to_queries, *shapes) == plain
+
+    shapes = (2, 5, 8), (2, 11, 8), (2, 5)
+    plain = count(lambda e, x, b: e @ x.transpose(1, 2), *shapes)
+    assert count(ops.attention_mask, *shapes) == plain > 0
 
 
 def test_active_kernels_see_an_override():
-    before = ops.active_kernels("cpu")
-    with torch.library._scoped_library("fastinst", "IMPL") as library:
-        library.impl("select_queries", lambda *args: None, "CPU")
-        now = ops.active_kernels("cpu")
-        assert ops.active_kernels("cuda")["select_queries"] == before["select_queries"]
-    assert now == before | {"select_queries": "compiled"}
-    assert ops.active_kernels("cpu") == before
+    """On a device that has no kernels of ours, whatever is built here."""
+    before, others = ops.active_kernels("mps"), ops.active_kernels("cpu")
     assert {"deform_conv2d", "masked_cross_attention", "read_out_masks"} < before.keys()
-    assert set(before.values()) <= {"reference", "compiled"}
+    assert set(before.values()) == {"reference"}
+    with torch.library._scoped_library("fastinst", "IMPL") as library:
+        library.impl("select_queries", lambda *args: None, "MPS")
+        assert ops.active_kernels("mps") == before | {"select_queries": "compiled"}
+        assert ops.active_kernels("cpu") == others
+    assert ops.active_kernels("mps") == before
 
 
 def test_json_and_csv(program, tmp_path):
@@ -187,6 +193,65 @@ def test_paper_table(program, benchmark, monkeypatch, tmp_path):
     assert (name, paper) == (NAME, "53.8") and float(here) > 0
 
 
+@pytest.fixture
+def two_cases(monkeypatch):
+    """--ops with two operators of one case each, neither of them compiled."""
+
+    def cases(op):
+        def make(device, dtype):
+            zeros = torch.zeros(3, dtype=dtype)
+            calls = {"kernel": zeros.exp, "definition": zeros.exp, "other": zeros.exp2}
+            yield rivals.Case(op, f"{dtype}, all zero", calls, {"missing": "no such thing"})
+
+        return make
+
+    two = {op: cases(op) for op in ("select_queries", "attention_mask")}
+    monkeypatch.setattr(fastinst.op_timing, "CASES", two)
+    none = dict.fromkeys(two, "reference")
+    monkeypatch.setattr(fastinst.op_timing, "active_kernels", lambda device: none)
+    return list(two)
+
+
+OPS = ("--ops", "--device", "cpu", "--seconds", 0.001)
+
+
+def test_ops(program, two_cases, tmp_path):
+    numbers, path = tmp_path / "ops.json", tmp_path / "ops.csv"
+    code, out, err = program(*OPS, "--json", numbers, "--csv", path)
+    assert code == 0, err
+    assert "machine: " in out and "protocol" not in out
+    assert "skipped: select_queries is not compiled for cpu" in out
+    report = json.loads(numbers.read_text())
+    assert [entry["op"] for entry in report["cases"]] == two_cases
+    assert report["cases"][0]["skipped"].keys() == {"kernel", "missing"}
+
+    code, _, err = program(*OPS, "--only", "attention_mask", "--dtype", "float16", "--csv", path)
+    assert code == 0, err
+    table = list(csv.DictReader(path.open(newline="")))
+    assert [row["op"] for row in table[::2]] == [*two_cases, "attention_mask"]
+    assert [row["rival"] for row in table[:2]] == ["definition", "other"]
+    assert table[-1]["dtype"] == "float16" and table[-1]["case"] == "torch.float16, all zero"
+    row, numbers = table[0], report["cases"][0]["rivals"]["definition"]
+    assert float(row["median_ms"]) == pytest.approx(numbers["median_ms"], abs=1e-4)
+    assert row["ratio"] == "" and row["command"].startswith("python benchmark.py --ops")
+
+
+def test_an_interrupt_keeps_the_cases_that_were_measured(
+    program, benchmark, two_cases, tmp_path, monkeypatch
+):
+    path, kept = tmp_path / "ops.csv", []
+
+    def interrupted(entry):
+        kept.append(path.read_text().count("\n") if path.exists() else 0)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "print_case", interrupted)
+    code, _, err = program(*OPS, "--csv", path)
+    assert code == 130 and "interrupted" in err
+    assert [*kept, path.read_text().count("\n")] == [0, 3, 5]
+
+
 def test_an_interrupt_keeps_what_was_measured(program, monkeypatch, tmp_path):
     calls = []
 
@@ -206,13 +271,19 @@ def test_an_interrupt_keeps_what_was_measured(program, monkeypatch, tmp_path):
     assert "2 runs after 1" in out and not rows.exists()
 
 
-def test_bad_input(program, tmp_path):
+def test_bad_input(program, benchmark, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "models.csv").write_text(benchmark.CSV_HEADER + "\n")
     for arguments, message in (
         (["fastinst-d9"], "neither a file nor a model; the models are fastinst-d1-r50-576"),
         ([], "either a model or --paper-table"),
         ([NAME, "--paper-table"], "either a model or --paper-table"),
+        ([NAME, "--ops"], "either a model or --paper-table or --ops"),
+        (["--ops", "--height", 9], "--height is for models, not for --ops"),
+        (["--ops", "--only", "mul"], "invalid choice: 'mul'"),
+        ([NAME, "--only", "attention_mask"], "--only is for --ops"),
+        (["--ops", "--csv", tmp_path / "models.csv"], "does not have the columns"),
         ([NAME, "--iterations", 0], "--iterations must be positive"),
         ([NAME, "--iterations", 1, "--seconds", 1], "not allowed with"),
         ([NAME, "--warmup", -1], "--warmup must not be negative"),

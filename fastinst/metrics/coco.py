@@ -5,7 +5,6 @@ import io
 import json
 import math
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from pycocotools import mask as rle
@@ -19,6 +18,7 @@ from fastinst.data.coco import CocoDataset
 from fastinst.data.loader import EvaluationImages
 from fastinst.errors import InputError
 from fastinst.interrupts import ignore_interrupts
+from fastinst.ops import encode_masks
 from fastinst.results import Instances, postprocess
 
 # The name of each number that we show, and where COCOeval.stats holds it.
@@ -33,12 +33,10 @@ def coco_results(image_id: int, instances: Instances, category_ids: tuple[int, .
     No "bbox": with one, pycocotools would sort results into small, medium and large by the area
     of the box instead of that of the mask.
     """
+    codes = encode_masks(instances.masks)
+    rows = zip(instances.scores.tolist(), instances.labels.tolist(), codes, strict=True)
     results = []
-    for score, label, mask in zip(
-        instances.scores.tolist(), instances.labels.tolist(), instances.masks, strict=True
-    ):
-        # One mask at a time, and transposed on its own device: pycocotools reads columns.
-        code = rle.encode(mask.t().contiguous().cpu().numpy().T.view(np.uint8))
+    for score, label, code in rows:
         if rle.area(code) > 0:
             results.append(
                 {

@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import nn
+
+from fastinst import create_model, ops
+from fastinst.decoder import Attention, PredictionHead
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_is_multi_head_attention_with_its_residual_and_norm(masked):
+    attention = Attention(12, 3).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)
+    other = nn.MultiheadAttention(12, 3, batch_first=True).double()
+    other.load_state_dict({k: v for k, v in attention.state_dict().items() if "norm" not in k})
+    x, x_position = torch.randn(2, 2, 7, 12, dtype=torch.float64)
+    memory, memory_position = torch.randn(2, 2, 37, 12, dtype=torch.float64)
+    attend = torch.rand(2, 7, 37) < 0.5
+    forbidden = ~attend.repeat_interleave(3, dim=0)
+    read = attention(x, x_position, memory, memory_position, attend if masked else None)
+    expected, _ = other(
+        x + x_position, memory + memory_position, memory, attn_mask=forbidden if masked else None
+    )
+    torch.testing.assert_close(read, attention.norm(x + expected))
+
+
+def test_the_attention_mask_is_the_sign_of_the_mask_logits():
+    head = PredictionHead(12, 4).double()
+    nn.init.normal_(head.pixel_map.bias)
+    queries = torch.randn(2, 5, 12, dtype=torch.float64)
+    pixels = torch.randn(2, 37, 12, dtype=torch.float64)
+    masks = head.masks(queries, pixels)
+    bits = head.attention_mask(queries, pixels)
+    assert torch.equal(ops.unpack_bits(bits, 37), masks >= 0)
+    assert 0.2 < (masks >= 0).double().mean() < 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inference_under_autocast(dtype):
+    model = create_model("fastinst-d3-r50-640", hidden_dim=64, num_heads=2, ffn_dim=32).eval()
+    batch, _ = model.preprocess([torch.randint(256, (3, 64, 96), dtype=torch.uint8)])
+    with torch.inference_mode(), torch.autocast("cpu", dtype):
+        outputs = model(batch)
+    assert outputs["pred_masks"].isfinite().all() and outputs["pred_logits"].isfinite().all()

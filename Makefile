@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := fastinst tests scripts train.py evaluate.py predict.py benchmark.py setup.py
+DEFINITIONS := $(foreach op,attention_mask attention_to_queries deform_conv2d encode_masks \
+	masked_cross_attention read_out_masks select_queries,tests/test_$(op).py) tests/test_parity.py
 # Other builds of torch: make TORCH="torch==2.14.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
@@ -35,9 +37,11 @@ demo: install
 		--ground-truth demo/data/annotations/instances_val.json
 	@echo "Pictures of predictions beside ground truth: demo/pictures"
 
-# One thread: the models of the tests are too small to gain from more.
+# The second run is of the definitions that the kernels replace. One thread: the models of the tests
+# are too small to gain from more.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	FASTINST_KERNELS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(DEFINITIONS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)

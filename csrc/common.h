@@ -1,7 +1,9 @@
 // What the host side of the kernels shares, for every device: tensors in, tensors out, dtypes.
 //
 // Only PyTorch's stable ABI is used (torch >= 2.10), so that one library serves every later torch
-// and every Python. Shapes and dtypes have been checked in fastinst/ops before a kernel is called.
+// and every Python. Shapes and dtypes have been checked in fastinst/ops, with the better messages;
+// what is checked here is for calls that come past it, by torch.ops, so that they end in an error
+// rather than in memory that is not the tensor's.
 
 #pragma once
 
@@ -27,6 +29,16 @@ inline Tensor empty_heads(const Tensor& like, int64_t batch, int64_t heads, int6
                           int64_t dim) {
   return torch::stable::transpose(torch::stable::new_empty(like, {batch, tokens, heads, dim}), 1,
                                   2);
+}
+
+inline void expect_shape(const char* name, const Tensor& tensor, const Sizes& shape) {
+  // Not ==, which torch 2.10 and 2.11 do not have here.
+  STD_TORCH_CHECK(tensor.sizes().equals(shape), name,
+                  " has another shape than the other tensors ask");
+}
+
+inline void expect_dtype(const char* name, const Tensor& tensor, ScalarType dtype) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has another dtype than is asked");
 }
 
 // The tensor itself if its last dimension is contiguous, else a copy of it that is.

@@ -22,7 +22,7 @@ from fastinst import ops, toolchain
 from fastinst.ops import kernels
 
 # Of CUDA 12, the last that knows a V100; the builds of later torch have none of it.
-TORCH_FOR_CUDA_12 = '"torch>=2.10,<=2.14" --index-url https://download.pytorch.org/whl/cu126'
+TORCH_FOR_CUDA_12 = '"torch>=2.10,<2.15" --index-url https://download.pytorch.org/whl/cu126'
 TORCH_FOR_CUDA_13 = '"torch>=2.10" --index-url https://download.pytorch.org/whl/cu130'
 # The public function moves its masks there: what it makes are bytes for files.
 ALWAYS_ON_THE_CPU = ("encode_masks",)

@@ -45,9 +45,10 @@ def print_machine(report: dict) -> None:
     for key in ("machine", "device", "threads", "commit"):
         print(f"{key}: {report[key]}")
     print(f"torch: {report['torch']}, CUDA {report['cuda']}, cuDNN {report['cudnn']}")
-    compiled = [name for name, kernel in report["ops"].items() if kernel == "compiled"]
-    others = f"compiled: {', '.join(compiled)}; the others: " if compiled else ""
-    print(f"ops: {others}reference (plain PyTorch)")
+    for kind in ("compiled", "reference"):
+        names = [name for name, kernel in report["ops"].items() if kernel == kind]
+        if names:
+            print(f"{kind} ops: {', '.join(names) if len(names) < len(report['ops']) else 'all'}")
     if report["load_average"] > os.cpu_count() / 2:
         load, advice = report["load_average"], "expect better times on an idle machine"
         print(f"warning: the load average is {load:.1f}; {advice}", file=sys.stderr)

@@ -54,8 +54,11 @@ assert torch.cuda.is_available(), 'torch sees no GPU'"
 step build 150 "$python" setup.py -q build_ext --inplace
 step doctor 30 "$python" -m fastinst.doctor
 
+# The masks of read-out rest on it.
+step rounding 30 "${pytest[@]}" \
+  tests/test_read_out_masks_cuda.py::test_numpy_has_the_order_of_pytorch
 on_gpu kernels 40 "${pytest[@]}" tests/test_kernels.py tests/test_gpu.py
-# Their emulated twins have run elsewhere.
+# Their emulated twins have run elsewhere. The emulator wants tensors on the CPU: no on_gpu here.
 step hosts 90 "${pytest[@]}" tests/test_*_cuda.py -k "not emulat"
 on_gpu operators 100 "${pytest[@]}" "${op_tests[@]/%/.py}"
 on_gpu parity 50 "${pytest[@]}" tests/test_parity.py
@@ -67,9 +70,13 @@ done
 step models 50 "$python" benchmark.py --paper-table --device cuda --seconds 3 \
   --csv "$out/models_cuda.csv"
 
-for tool in memcheck racecheck; do
-  on_gpu $tool 60 compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-    "${pytest[@]}" tests/test_kernels.py -k the_gpu_runs_the_kernel
+# Every kernel in every dtype, on small tensors. Without the caching allocator, memcheck sees where
+# each of these ends.
+few="the_gpu_runs or as_good_as_plain or exact_sums or left_out or widths or every_dtype"
+for tool in memcheck racecheck synccheck; do
+  step $tool 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
+    "${pytest[@]}" tests/test_kernels.py tests/test_*_cuda.py -k "not emulat and ($few)"
 done
 
 {

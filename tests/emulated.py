@@ -203,11 +203,12 @@ def _with_lines(error: str) -> str:
     def line(match: re.Match) -> str:
         command = ["addr2line", "-e", match[1], match[2]]
         try:
-            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+            found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
         except OSError:
-            return match[0]
+            found = ""
+        return found or match[0]
 
-    return re.sub(r"(/\S+\.so)\+(0x\w+)", line, error)
+    return re.sub(r"(?<=, at )(.+?\.so)\+(0x\w+)", line, error)
 
 
 def _check_equal(name, position, tensor, first: bytes, other: bytes, rounding: float) -> None:

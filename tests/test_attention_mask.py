@@ -83,8 +83,9 @@ def test_compiled_equals_eager():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embeddings": torch.rand(5, 6)}, r"^embeddings must be \[B, N, C\]"),
-        ({"embeddings": torch.ones(2, 5, 6).long()}, r"^embeddings must be \[B, N, C\] floating"),
+        ({"embeddings": torch.rand(5, 6)}, r"^embeddings must be \[B, N, C >= 1\]"),
+        ({"embeddings": torch.rand(2, 5, 0)}, r"^embeddings must be \[B, N, C >= 1\]"),
+        ({"embeddings": torch.ones(2, 5, 6).long()}, "^embeddings must be .* floating-point"),
         ({"pixels": torch.rand(2, 37, 5).double()}, r"^pixels must have shape \(2, L, 6\)"),
         ({"pixels": torch.rand(1, 37, 6).double()}, "^pixels must have shape"),
         ({"pixels": torch.rand(2, 37, 6)}, "^pixels has dtype torch.float32"),

@@ -146,7 +146,7 @@ def test_compiled_equals_eager():
         ({"key": torch.rand(2, 3, 5, 5).double()}, r"^key must have shape \(2, 3, 5, 4\)"),
         ({"key": torch.rand(2, 3, 0, 4).double()}, "^key must have something to attend to"),
         ({"value": torch.rand(2, 3, 6, 4).double()}, r"^value must have shape \(2, 3, 5, 4\)"),
-        ({"key": torch.rand(2, 3, 5, 4, device="meta").double()}, "^key is on meta, query on cpu"),
+        ({"key": torch.rand(2, 3, 5, 4, device="meta").double()}, "^key is on meta, query on"),
         ({"value": torch.rand(2, 3, 5, 4, device="meta").double()}, "^value is on meta"),
     ],
 )

@@ -94,6 +94,31 @@ def test_any_head_dimension(dim, dtype):
     check("cuda", *tensors(2, 3, 45, 7, dim, dtype))
 
 
+def shifted(x):
+    """Rows as far apart as vectors want, which begin where none may."""
+    return torch.nn.functional.pad(x, (1, 15 - x.shape[3] % 8))[..., 1 : 1 + x.shape[3]]
+
+
+LAYOUTS = {
+    "the heads adjoin": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "shifted": shifted,
+    "one for all": lambda x: x[:1, :1, :1, :1].expand(x.shape),
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("dim", [1, 5, 32])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_the_host_has_to_copy(layout, dim):
+    inputs = [LAYOUTS[layout](x.cuda()) for x in tensors(2, 3, 45, 7, dim, torch.float32)]
+    packed = [x.contiguous() for x in inputs]
+    output = forward("cuda", *packed)
+    assert torch.equal(forward("cuda", *inputs), output)
+    expected = backward("cuda", packed[0], output, *packed)
+    actual = backward("cuda", inputs[0], output, *inputs)
+    assert all(map(torch.equal, actual, expected))
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_models_shapes(dtype):

@@ -29,7 +29,7 @@ case "$*" in
   *--version*) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
   *--list-gpu-arch*) printf 'compute_75\\ncompute_80\\ncompute_90\\ncompute_120\\n' ;;
   *.cu*) COMPILE ;;
-  *) exec c++ $(echo "$*" | sed 's/-Xlinker /-Wl,/') ;;
+  *) exec c++ "$@" ;;
 esac
 """
 COMPILE = 'for o in "$@"; do :; done; : >$o.d; echo "int added;" | c++ -fPIC -x c++ -c - -o $o'

@@ -1,6 +1,7 @@
 """ops.deform_conv2d against its definition in loops."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -87,7 +88,8 @@ def test_gradients(with_mask, with_bias):
     def by_position(*args):
         return deform_conv2d(**dict(zip(names, args, strict=True)), **GEOMETRY)
 
-    assert torch.autograd.gradcheck(by_position, tensors(inputs))
+    # On a GPU the input's gradient is a sum by atomics: its last bits depend on their order.
+    assert torch.autograd.gradcheck(by_position, tensors(inputs), nondet_tol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "strided"])
@@ -130,14 +132,15 @@ def test_zero_offsets_are_a_plain_convolution():
 
 @pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, -2), (-1, 3), (5, 4), (-5, -4)])
 def test_whole_offsets_are_a_plain_convolution_of_the_shifted_input(dy, dx):
-    input, weight = torch.randn(1, 3, 5, 4), torch.randn(2, 3, 3, 3)
-    offset = torch.tensor([dy, dx]).float().repeat(9)[None, :, None, None].expand(-1, -1, 5, 4)
+    # float64, as cuDNN's convolutions of float32 are of TF32.
+    input, weight = torch.randn(1, 3, 5, 4).double(), torch.randn(2, 3, 3, 3).double()
+    offset = torch.tensor([dy, dx]).double().repeat(9)[None, :, None, None].expand(-1, -1, 5, 4)
     # Twelve zeros all round hold every shift; the window starts where the kernel's first tap is.
     wide = F.pad(input, (12, 12, 12, 12))
     shifted = wide[:, :, 11 + dy : 18 + dy, 11 + dx : 17 + dx]
     expected = F.conv2d(shifted, weight)
     actual = deform_conv2d(input, offset, weight, padding=1)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("value", [1e6, -1e6, 1e30, math.inf, -math.inf, math.nan])
@@ -164,6 +167,10 @@ def test_the_zeros_outside_begin_a_whole_pixel_away():
         assert out[0, 0, 0].tolist() == [share] * 3
 
 
+@pytest.mark.skipif(
+    os.environ.get("FASTINST_DEVICE", "cpu") != "cpu",
+    reason="tensor cores take rounded columns: test_deform_conv2d_cuda.py has what to expect",
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_only_the_result(dtype):
     inputs = make_inputs(dtype=dtype)
@@ -215,6 +222,16 @@ def test_relu_follows_the_bias():
     )
 
 
+def test_relu_stops_infinite_gradients():
+    """As PyTorch's does: where loss scaling overflows, only what was positive must notice."""
+    inputs = make_inputs()
+    inputs["bias"] = torch.full_like(inputs["bias"], -1e3).requires_grad_()
+    out = deform_conv2d(**inputs, **GEOMETRY, relu=True)
+    assert (out == 0).all()
+    for grad in torch.autograd.grad(out, tensors(inputs), torch.full_like(out, math.inf)):
+        assert (grad == 0).all()
+
+
 @pytest.mark.parametrize("relu", [False, True])
 def test_channels_last_stays_channels_last(relu):
     inputs = make_inputs()
@@ -238,7 +255,7 @@ def test_compiled_equals_eager(with_mask):
     grad = torch.randn_like(expected)
     expected_grads = torch.autograd.grad(expected, tensors(inputs), grad)
     actual_grads = torch.autograd.grad(actual, tensors(inputs), grad)
-    assert all(torch.equal(a, b) for a, b in zip(actual_grads, expected_grads, strict=True))
+    torch.testing.assert_close(actual_grads, expected_grads)  # on a GPU summed in any order
 
 
 @pytest.mark.parametrize(
@@ -254,6 +271,7 @@ def test_compiled_equals_eager(with_mask):
         ({"offset": torch.rand(2, 35, 2, 3)}, "^offset must have 2 . groups . 6 channels"),
         ({"offset": torch.rand(2, 48, 2, 3)}, "^offset must have 2 . groups . 6 channels"),
         ({"offset": torch.rand(2, 0, 2, 3)}, "^offset must have 2 . groups . 6 channels"),
+        ({"weight": torch.rand(4, 3, 0, 2)}, "^weight must have taps"),
         ({"weight": torch.rand(4, 4, 3, 2)}, "^weight .* does not fit an input of 6 channels"),
         ({"weight": torch.rand(3, 3, 3, 2)}, "^weight .* does not fit an input of 6 channels"),
         ({"bias": torch.rand(3)}, r"^bias must have shape \(4,\)"),

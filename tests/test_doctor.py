@@ -1,6 +1,7 @@
 """What the doctor finds wrong on a machine, and how it would mend it."""
 
 import json
+import shlex
 import sys
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ def test_all_is_well(machine):
         ),
         ({"torch_cuda": None}, "torch is a build for the CPU", "whl/cu130"),
         ({"torch_cuda": None, "driver": ("560.1", "12.6")}, "build for the CPU", "whl/cu126"),
-        ({"torch_cuda": None, "gpus": V100}, "build for the CPU", '<=2.14" --index-url'),
+        ({"torch_cuda": None, "gpus": V100}, "build for the CPU", '<2.15" --index-url'),
         ({"available": False, "driver": ("560.1", "12.6")}, "cannot use the GPU", "whl/cu126"),
         ({"gpus": V100}, "torch has no code for Tesla V100 (7.0)", "whl/cu126"),
         (
@@ -155,7 +156,8 @@ def test_driver_and_gpus_are_read_from_nvidia_smi(tmp_path, monkeypatch):
 def test_rebuilding_from_a_checkout_and_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "setup.py").touch()
     monkeypatch.setattr(kernels, "PACKAGE", tmp_path / "fastinst")
-    command = f"X=1 {sys.executable} -m pip install --no-deps --editable {tmp_path}"
+    python, folder = shlex.quote(sys.executable), shlex.quote(str(tmp_path))
+    command = f"X=1 {python} -m pip install --no-deps --editable {folder}"
     assert doctor.rebuild("X=1") == command
     (tmp_path / "setup.py").unlink()
     for origin, source in (

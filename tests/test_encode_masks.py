@@ -68,6 +68,7 @@ def test_registration():
         (torch.ones(3, 4).bool(), None, "^masks must be"),
         (torch.ones(2, 3, 4).int(), None, "^packed masks need their width"),
         (torch.ones(2, 3, 4).int(), 32, "^masks of shape .* are not 32 wide"),
+        (torch.ones(2, 3, 0).int(), -5, "^masks of shape .* are not -5 wide"),
         (torch.ones(2, 3, 4).bool(), 5, "^masks of shape .* are not 5 wide"),
     ],
 )

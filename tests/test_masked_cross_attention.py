@@ -232,7 +232,7 @@ def test_compiled_equals_eager():
         ({"attend": torch.ones(2, 3, 8, dtype=torch.bool)}, "^attend must have shape"),
         ({"attend": torch.ones(1, 3, 7, dtype=torch.bool)}, "^attend must have shape"),
         ({"attend": torch.ones(3, 7, dtype=torch.bool)}, "^attend must have shape"),
-        ({"key": torch.rand(2, 3, 7, 4, device="meta").double()}, "^key is on meta, query on cpu"),
+        ({"key": torch.rand(2, 3, 7, 4, device="meta").double()}, "^key is on meta, query on"),
         ({"value": torch.rand(2, 3, 7, 4, device="meta").double()}, "^value is on meta"),
         ({"attend": torch.ones(2, 3, 7, device="meta").bool()}, "^attend is on meta"),
     ],

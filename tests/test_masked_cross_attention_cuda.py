@@ -190,7 +190,7 @@ def test_gradcheck():
 
 @needs_emulator
 @pytest.mark.parametrize("pixel", [0, 16389, 17006, None])
-def test_a_query_is_guided_by_any_pixel(pixel):
+def test_the_emulated_survey_sees_any_pixel(pixel):
     # More pixels than the threads of a block take at once, be they bools or bits.
     attend = torch.zeros(1, 2, 17007, dtype=torch.bool)
     if pixel is not None:

@@ -136,7 +136,7 @@ def test_more_pixels_than_threads(select):
 
 
 @needs_emulator
-def test_more_ranks_than_shared_memory_holds():
+def test_more_ranks_than_emulated_shared_memory_holds():
     expect(
         functools.partial(emulate, ranks_in_shared=False),
         separated(2, 3, 37, 31),

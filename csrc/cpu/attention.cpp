@@ -14,6 +14,15 @@ Heads heads_of(const Tensor& tensor) {
   return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
+void check(const Tensor& query, const Tensor& key, const Tensor& value) {
+  const int64_t keys = key.size(2);
+  STD_TORCH_CHECK(keys > 0, "key must have something to attend to");
+  for (const Tensor& tensor : {key, value}) {
+    expect_shape("key or value", tensor, {query.size(0), query.size(1), keys, query.size(3)});
+    expect_dtype("key or value", tensor, query.scalar_type());
+  }
+}
+
 // Memory for numbers in the type of sums, alive with its tensor.
 Tensor numbers(const Tensor& like, int64_t count) {
   return torch::stable::new_empty(like, {count}, accumulate_type(like.scalar_type()));
@@ -39,6 +48,7 @@ AttentionParams make_params(const Tensor& query, const Tensor& key, const Tensor
 
 Tensor attention(const Tensor& query_, const Tensor& key_, const Tensor& value_,
                  const uint32_t* bits) {
+  check(query_, key_, value_);
   const Tensor query = last_contiguous(query_), key = last_contiguous(key_),
                value = last_contiguous(value_);
   Tensor output = empty_heads(query, query.size(0), query.size(1), query.size(2), query.size(3));
@@ -71,6 +81,12 @@ std::tuple<Tensor, Tensor, Tensor> attention_gradients(const Tensor& grad_, cons
                                                        const Tensor& query_, const Tensor& key_,
                                                        const Tensor& value_,
                                                        const uint32_t* bits) {
+  check(query_, key_, value_);
+  for (const Tensor& tensor : {grad_, output_}) {
+    const auto sizes = query_.sizes();
+    expect_shape("grad or output", tensor, Sizes(sizes.begin(), sizes.end()));
+    expect_dtype("grad or output", tensor, query_.scalar_type());
+  }
   const Tensor grad = last_contiguous(grad_), output = last_contiguous(output_),
                query = last_contiguous(query_), key = last_contiguous(key_),
                value = last_contiguous(value_);

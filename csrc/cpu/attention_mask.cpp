@@ -15,6 +15,9 @@ Tensor attention_mask(Tensor embeddings_, Tensor pixels_, std::optional<Tensor> 
   params.queries = embeddings.size(1);
   params.pixels = pixels.size(1);
   params.channels = embeddings.size(2);
+  STD_TORCH_CHECK(params.channels > 0, "embeddings must have channels");
+  expect_shape("pixels", pixels, {params.batch, params.pixels, params.channels});
+  expect_dtype("pixels", pixels, embeddings.scalar_type());
   params.embeddings = embeddings.data_ptr();
   params.embeddings_batch_stride = embeddings.stride(0);
   params.embedding_stride = embeddings.stride(1);
@@ -23,7 +26,9 @@ Tensor attention_mask(Tensor embeddings_, Tensor pixels_, std::optional<Tensor> 
   params.feature_stride = pixels.stride(1);
   Tensor bias;
   if (bias_) {
-    bias = torch::stable::contiguous(to_dtype(*bias_, accumulate_type(bias_->scalar_type())));
+    expect_shape("bias", *bias_, {params.batch, params.queries});
+    const ScalarType exact = accumulate_type(embeddings.scalar_type());
+    bias = torch::stable::contiguous(to_dtype(*bias_, exact));
     params.bias = bias.data_ptr();
   }
   Tensor bits = torch::stable::new_empty(

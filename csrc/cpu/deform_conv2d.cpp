@@ -45,6 +45,26 @@ ScalarType compute_type(const Tensor& input, const Tensor& weight) {
   return is_double ? ScalarType::Double : ScalarType::Float;
 }
 
+void check(const Tensor& input, const Tensor& offset, const Tensor& weight,
+           const std::optional<Tensor>& mask, const Sizes& stride, const Sizes& padding,
+           const Sizes& dilation) {
+  const int64_t channels = input.size(1), taps = weight.size(2) * weight.size(3);
+  STD_TORCH_CHECK(input.size(2) * input.size(3) > 0, "input must have pixels to sample");
+  STD_TORCH_CHECK(weight.size(1) > 0 && channels > 0 && channels % weight.size(1) == 0 &&
+                      weight.size(0) % (channels / weight.size(1)) == 0,
+                  "weight does not fit the channels of input");
+  const int64_t offset_groups = taps == 0 ? 0 : offset.size(1) / (2 * taps);
+  STD_TORCH_CHECK(offset_groups > 0 && channels % offset_groups == 0,
+                  "offset does not fit the channels of input");
+  const int64_t height = offset.size(2), width = offset.size(3);
+  expect_shape("offset", offset, {input.size(0), 2 * offset_groups * taps, height, width});
+  if (mask.has_value()) {
+    expect_shape("mask", *mask, {input.size(0), offset_groups * taps, height, width});
+  }
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+                  "stride, padding and dilation must be two numbers each");
+}
+
 // The tensors that both passes read, converted, and what else there is to tell about them.
 template <typename T>
 struct Arguments {
@@ -58,7 +78,6 @@ struct Arguments {
       : input(to_image(input, dtype)),
         offset(to_contiguous(offset, dtype)),
         weight(to_contiguous(weight, dtype)) {
-    STD_TORCH_CHECK(input.numel() > 0 || offset.numel() == 0, "input must have pixels to sample");
     if (mask.has_value()) this->mask = to_contiguous(*mask, dtype);
     params.batch = input.size(0);
     params.channels = input.size(1);
@@ -124,6 +143,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
                      const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
                      const Sizes& stride, const Sizes& padding, const Sizes& dilation,
                      bool relu) {
+  check(input, offset, weight, mask, stride, padding, dilation);
+  if (bias.has_value()) expect_shape("bias", *bias, {weight.size(0)});
   const ScalarType dtype = compute_type(input, weight);
   const Tensor output =
       empty_image({input.size(0), weight.size(0), offset.size(2), offset.size(3)}, dtype,
@@ -242,6 +263,8 @@ Gradients deform_conv2d_backward(const Tensor& grad, const Tensor& input, const 
                                  const Tensor& weight, const std::optional<Tensor>& mask,
                                  const Sizes& stride, const Sizes& padding,
                                  const Sizes& dilation) {
+  check(input, offset, weight, mask, stride, padding, dilation);
+  expect_shape("grad", grad, {input.size(0), weight.size(0), offset.size(2), offset.size(3)});
   const ScalarType dtype = compute_type(input, weight);
   const auto run = [&](auto zero) {
     return backward<decltype(zero)>(

@@ -71,7 +71,11 @@ std::string encode(const Params& params, int64_t mask) {
 
 std::tuple<Tensor, Tensor> encode_masks_cpu(Tensor masks, int64_t width) {
   const Tensor rows = torch::stable::contiguous(masks);
-  const Params params{rows.scalar_type() == ScalarType::Int, rows.data_ptr(), rows.size(1), width};
+  const bool packed = rows.scalar_type() == ScalarType::Int;
+  if (!packed) expect_dtype("masks", rows, ScalarType::Bool);
+  STD_TORCH_CHECK(width >= 0, "width must not be negative");
+  expect_shape("masks", rows, {rows.size(0), rows.size(1), packed ? (width + 31) / 32 : width});
+  const Params params{packed, rows.data_ptr(), rows.size(1), width};
   std::vector<std::string> texts(rows.size(0));
   torch::stable::parallel_for(0, rows.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t mask = begin; mask < end; ++mask) texts[mask] = encode(params, mask);

@@ -13,6 +13,9 @@
 #define FASTINST_X86 0
 #endif
 
+// For what stands outside of those namespaces and is called from within.
+#define FASTINST_INLINE inline __attribute__((always_inline))
+
 // Declares `signature` in the namespace of each instruction set:
 //   FASTINST_DECLARE(void rows(const Params& params, long begin, long end))
 #if FASTINST_X86

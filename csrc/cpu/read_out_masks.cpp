@@ -19,12 +19,21 @@ using namespace read_out;
 // enough that few are resized for two bands.
 constexpr int64_t kBandRows = 64;
 
-// F.interpolate multiplies the weights first if the output's height and width sum to at most this.
-constexpr int64_t kFourProducts = 128;
+// F.interpolate multiplies the weights first if the output's height and width sum to at most 128.
+bool four_products(const Sizes& output) { return output[0] + output[1] <= 128; }
+
+// What PyTorch's compiler fused: in torch 2.15 the products of both ways to multiply, but where to
+// read only of the one with four products.
+struct TorchRounding {
+  Rounding products;
+  bool fused_source[2];  // scale * center - 0.5, without and with four products
+
+  bool fuses_source(const Sizes& output) const { return fused_source[four_products(output)]; }
+};
 
 // Where F.interpolate(mode="bilinear", align_corners=False) reads, with its roundings.
 template <typename T>
-std::vector<Pair<T>> resize_axis(int64_t input, int64_t output, Rounding rounding) {
+std::vector<Pair<T>> resize_axis(int64_t input, int64_t output, bool fused_source) {
   std::vector<Pair<T>> axis(output);
   const T scale = T(input) / T(output);
   for (int64_t i = 0; i < output; ++i) {
@@ -34,8 +43,7 @@ std::vector<Pair<T>> resize_axis(int64_t input, int64_t output, Rounding roundin
     }
     const T center = T(i) + T(0.5);
     volatile T product = scale * center;  // volatile: never fused with the subtraction
-    const T source = rounding == Rounding::kEach ? product - T(0.5)
-                                                 : std::fma(scale, center, T(-0.5));
+    const T source = fused_source ? std::fma(scale, center, T(-0.5)) : product - T(0.5);
     const T inside = std::max(source, T(0));
     // PyTorch's floor is float32's also for float64, where that can round up to the next pixel.
     const int first = int(std::min(int64_t(std::floor(float(inside))), input - 1));
@@ -51,9 +59,10 @@ struct Axis {
   std::vector<Pair<T>> to_padded, to_output;
   std::vector<RowTaps<T>> taps;
 
-  Axis(int64_t input, int64_t padded, int64_t image, int64_t output, Rounding rounding)
-      : to_padded(resize_axis<T>(input, padded, rounding)),
-        to_output(resize_axis<T>(image, output, rounding)) {
+  Axis(int dim, const Sizes& input, const Sizes& padded, const Sizes& image, const Sizes& output,
+       const TorchRounding& rounding)
+      : to_padded(resize_axis<T>(input[dim], padded[dim], rounding.fuses_source(padded))),
+        to_output(resize_axis<T>(image[dim], output[dim], rounding.fuses_source(output))) {
     for (const Pair<T>& outer : to_output) {
       RowTaps<T> composed{};
       add(composed, to_padded[outer.first], outer.first_weight);
@@ -81,18 +90,16 @@ template <typename T>
 class Plan {
  public:
   Plan(const T* logits, const Sizes& input, const Sizes& padded, const Sizes& image,
-       const Sizes& output, Rounding rounding)
-      : rows_(input[0], padded[0], image[0], output[0], rounding),
-        columns_(input[1], padded[1], image[1], output[1], rounding),
+       const Sizes& output, const TorchRounding& rounding)
+      : rows_(0, input, padded, image, output, rounding),
+        columns_(1, input, padded, image, output, rounding),
         params{} {
     params.logits = logits;
     params.height = int(input[0]), params.width = int(input[1]);
     params.output_height = int(output[0]), params.output_width = int(output[1]);
-    params.to_padded = {rows_.to_padded.data(), columns_.to_padded.data(),
-                        padded[0] + padded[1] <= kFourProducts};
-    params.to_output = {rows_.to_output.data(), columns_.to_output.data(),
-                        output[0] + output[1] <= kFourProducts};
-    params.rounding = rounding;
+    params.to_padded = {rows_.to_padded.data(), columns_.to_padded.data(), four_products(padded)};
+    params.to_output = {rows_.to_output.data(), columns_.to_output.data(), four_products(output)};
+    params.rounding = rounding.products;
     params.row_taps = rows_.taps.data();
     transpose_columns();
     find_reach();
@@ -157,9 +164,10 @@ Tensor torch_resize(const Tensor& logits, const Sizes& size) {
 }
 
 // PyTorch fuses products into sums or not as its compiler pleased, and chooses among several
-// compilations when it starts. So a small image is resized both ways, and what agrees is taken.
+// compilations when it starts. So a small image is resized with and without four products, and
+// what agrees is taken.
 template <typename T>
-Rounding torch_rounding(const Tensor& like) {
+TorchRounding torch_rounding(const Tensor& like) {
   const Sizes input{5, 7}, padded{29, 31}, output{59, 127};
   std::array<T, 35> values;
   for (size_t i = 0; i < values.size(); ++i) values[i] = T(std::sin(double(7 * i + 1)));
@@ -167,7 +175,8 @@ Rounding torch_rounding(const Tensor& like) {
   std::copy(values.begin(), values.end(), static_cast<T*>(logits.data_ptr()));
   const Tensor resized = torch_resize(torch_resize(logits, padded), output);
   const T* expected = static_cast<const T*>(resized.data_ptr());
-  for (Rounding rounding : {Rounding::kEach, Rounding::kFirstFused, Rounding::kSecondFused}) {
+  for (int choice = 0; choice < 3 * 2 * 2; ++choice) {
+    const TorchRounding rounding{Rounding(choice / 4), {choice / 2 % 2 == 1, choice % 2 == 1}};
     const Plan<T> plan(values.data(), input, padded, padded, output, rounding);
     bool equal = true;
     for (int64_t i = 0; equal && i < output[0] * output[1]; ++i) {
@@ -177,7 +186,7 @@ Rounding torch_rounding(const Tensor& like) {
     if (equal) return rounding;
   }
   // Unknown: then some of the pixels whose logit is nearly 0 may differ.
-  return Rounding::kEach;
+  return {Rounding::kEach, {false, false}};
 }
 
 template <typename T>
@@ -197,7 +206,7 @@ template <typename T>
 void read_out(const Tensor& mask_logits, const Sizes& padded_size, const Sizes& image_size,
               const Sizes& output_size, Tensor& masks, Tensor& scores, Tensor& areas,
               Tensor& boxes) {
-  static const Rounding rounding = torch_rounding<T>(mask_logits);
+  static const TorchRounding rounding = torch_rounding<T>(mask_logits);
   Plan<T> plan(static_cast<const T*>(mask_logits.data_ptr()),
                {mask_logits.size(1), mask_logits.size(2)}, padded_size, image_size, output_size,
                rounding);
@@ -239,6 +248,14 @@ void read_out(const Tensor& mask_logits, const Sizes& padded_size, const Sizes& 
 std::tuple<Tensor, Tensor, Tensor, Tensor> read_out_masks(Tensor mask_logits, Sizes padded_size,
                                                           Sizes image_size, Sizes output_size,
                                                           bool packed) {
+  for (const Sizes& size : {padded_size, image_size, output_size}) {
+    STD_TORCH_CHECK(size.size() == 2 && std::min(size[0], size[1]) > 0,
+                    "sizes must be (height, width) of at least 1");
+  }
+  STD_TORCH_CHECK(image_size[0] <= padded_size[0] && image_size[1] <= padded_size[1],
+                  "image_size must not be larger than padded_size");
+  STD_TORCH_CHECK(mask_logits.size(1) > 0 && mask_logits.size(2) > 0,
+                  "mask_logits must have pixels");
   const ScalarType exact = accumulate_type(mask_logits.scalar_type());
   const Tensor logits = torch::stable::contiguous(to_dtype(mask_logits, exact));
   const int64_t count = logits.size(0), height = output_size[0], width = output_size[1];

@@ -20,6 +20,13 @@ constexpr int64_t kChannels = 16;
 constexpr int64_t kBlockPixels = 64;
 constexpr int64_t kGrainBlocks = 8;
 
+// From a pixel of a map to the next, row after row.
+int64_t pixel_stride(const Tensor& maps) { return maps.stride(maps.size(3) > 1 ? 3 : 2); }
+
+bool has_one_pixel_stride(const Tensor& maps) {
+  return maps.size(2) == 1 || maps.stride(2) == maps.size(3) * pixel_stride(maps);
+}
+
 template <typename T>
 Tensor choose(const Tensor& logits, int64_t count, bool local_maximum_first) {
   const int64_t batch = logits.size(0), classes = logits.size(1) - 1;
@@ -32,7 +39,7 @@ Tensor choose(const Tensor& logits, int64_t count, bool local_maximum_first) {
   const Params<T> params{static_cast<const T*>(logits.data_ptr()),
                          logits.stride(0),
                          logits.stride(1),
-                         logits.stride(3),
+                         pixel_stride(logits),
                          int(classes),
                          int(height),
                          int(width),
@@ -94,7 +101,8 @@ Tensor gather(const Tensor& maps, const Tensor& indices) {
     case 1: gather<uint8_t>(maps, indices, rows); break;
     case 2: gather<uint16_t>(maps, indices, rows); break;
     case 4: gather<uint32_t>(maps, indices, rows); break;
-    default: gather<uint64_t>(maps, indices, rows); break;
+    case 8: gather<uint64_t>(maps, indices, rows); break;
+    default: STD_TORCH_CHECK(false, "features and positions must be of at most 8 bytes a number");
   }
   return rows;
 }
@@ -102,11 +110,16 @@ Tensor gather(const Tensor& maps, const Tensor& indices) {
 std::tuple<Tensor, Tensor, Tensor> select_queries_cpu(Tensor class_logits, Tensor features,
                                                       Tensor positions, int64_t num_queries,
                                                       bool local_maximum_first) {
+  const int64_t height = class_logits.size(2), width = class_logits.size(3);
+  STD_TORCH_CHECK(class_logits.size(1) > 1, "class_logits must have two classes or more");
+  STD_TORCH_CHECK(num_queries > 0 && num_queries <= height * width,
+                  "num_queries must be at least 1, and at most the number of pixels");
+  const int64_t maps = positions.size(0) == 1 ? 1 : class_logits.size(0);
+  expect_shape("features", features, {class_logits.size(0), features.size(1), height, width});
+  expect_shape("positions", positions, {maps, positions.size(1), height, width});
   const ScalarType exact = accumulate_type(class_logits.scalar_type());
   Tensor logits = to_dtype(class_logits, exact);
-  if (logits.size(2) > 1 && logits.stride(2) != logits.size(3) * logits.stride(3)) {
-    logits = torch::stable::contiguous(logits);  // or pixels would not have one stride
-  }
+  if (!has_one_pixel_stride(logits)) logits = torch::stable::contiguous(logits);
   const auto choose_queries = exact == ScalarType::Double ? choose<double> : choose<float>;
   const Tensor indices = choose_queries(logits, num_queries, local_maximum_first);
   return {gather(features, indices), gather(positions, indices), indices};

@@ -125,12 +125,13 @@ void backward(const Tensor& grad, const Tensor& output, const Tensor& query, con
 
 Tensor in_vectors(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1, excess = tensor.size(last) % 8;
-  if (excess) return torch::stable::pad(tensor, {0, 8 - excess});
-  bool is_aligned = tensor.stride(last) == 1;
+  // pad() may return any strides: heads that lie like channels-last images stay so.
+  const Tensor filled = excess ? torch::stable::pad(tensor, {0, 8 - excess}) : tensor;
+  bool is_aligned = filled.stride(last) == 1;
   for (int64_t i = 0; i < last; ++i) {
-    is_aligned &= tensor.stride(i) * tensor.element_size() % 16 == 0;
+    is_aligned &= filled.stride(i) * filled.element_size() % 16 == 0;
   }
-  return aligned(is_aligned ? tensor : torch::stable::contiguous(tensor));
+  return aligned(is_aligned ? filled : torch::stable::contiguous(filled));
 }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,

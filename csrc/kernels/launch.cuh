@@ -11,7 +11,8 @@
 namespace fastinst {
 
 inline void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string("fastinst, CUDA: ") + cudaGetErrorString(error));
 }
 
 inline int device_attribute(cudaDeviceAttr attribute) {

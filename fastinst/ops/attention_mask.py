@@ -54,10 +54,11 @@ _attention_mask.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _check(embeddings: Tensor, pixels: Tensor, bias: Tensor | None) -> None:
-    if embeddings.dim() != 3 or not embeddings.is_floating_point():
+    fits = embeddings.dim() == 3 and embeddings.shape[2] > 0
+    if not fits or not embeddings.is_floating_point():
         raise ValueError(
-            f"embeddings must be [B, N, C] floating-point numbers, got {embeddings.dtype} of shape "
-            f"{tuple(embeddings.shape)}"
+            f"embeddings must be [B, N, C >= 1] floating-point numbers, got {embeddings.dtype} of "
+            f"shape {tuple(embeddings.shape)}"
         )
     batch, queries, channels = embeddings.shape
     fits = pixels.dim() == 3 and (pixels.shape[0], pixels.shape[2]) == (batch, channels)

@@ -28,6 +28,9 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution, with the signature of torchvision's and an optional ReLU after it.
 
+    Samples and sums are float32 or wider, but for 16-bit inputs on a GPU: there samples and weights
+    are rounded to the dtype of `input`, as tensor cores take them.
+
     A batch norm with fixed statistics is a scale of `weight` and a shift in `bias`: with `relu` it
     costs nothing.
 
@@ -244,7 +247,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     input, offset, weight, bias, mask, output = ctx.saved_tensors
     if output is not None:
-        grad = grad * (output > 0)
+        grad = grad.masked_fill(output <= 0, 0)  # a product would make NaN of infinity
     grad_input, grad_offset, grad_weight, grad_bias, grad_mask = _deform_conv2d_backward(
         grad, input, offset, weight, mask, *ctx.geometry
     )
@@ -287,6 +290,8 @@ def _check(input, offset, weight, bias, stride, padding, dilation, mask) -> None
         raise ValueError(f"input must have channels and pixels, got shape {tuple(input.shape)}")
     out_channels, group_channels, *kernel = weight.shape
     channels = input.shape[1]
+    if 0 in kernel:
+        raise ValueError(f"weight must have taps, got shape {tuple(weight.shape)}")
     if (
         group_channels == 0
         or channels % group_channels

@@ -30,7 +30,8 @@ def encode_masks(masks: Tensor, width: int | None = None) -> list[dict]:
         width = masks.shape[2] if width is None else width
     if width is None:
         raise ValueError("packed masks need their width")
-    if masks.shape[2] != (width if masks.dtype == torch.bool else packed_length(width)):
+    length = width if masks.dtype == torch.bool else packed_length(width)
+    if width < 0 or masks.shape[2] != length:
         raise ValueError(
             f"masks of shape {tuple(masks.shape)} and {masks.dtype} are not {width} wide"
         )

@@ -26,19 +26,22 @@ def load_kernels() -> None:
     """Loads the library, and warns of what makes this machine slower than it need be.
 
     Raises:
-        ImportError: it cannot be loaded, and FASTINST_KERNELS=1
+        ImportError: it cannot be loaded, and FASTINST_KERNELS=1; or that is neither 0 nor 1
     """
+    wanted = os.environ.get("FASTINST_KERNELS", "")
+    if wanted not in ("", "0", "1"):
+        raise ImportError(f"FASTINST_KERNELS must be 0 or 1, got {wanted!r}")
     # The doctor says the same by itself, and at length.
-    if os.environ.get("FASTINST_KERNELS") == "0" or "fastinst.doctor" in sys.orig_argv:
+    if wanted == "0" or "fastinst.doctor" in sys.orig_argv:
         return
     without, reason = "compiled kernels", why_not_loaded()
-    if reason and os.environ.get("FASTINST_KERNELS") == "1":
+    if reason and wanted == "1":
         raise ImportError(f"fastinst's kernels: {reason} (`python -m fastinst.doctor`)")
     if not reason and torch.version.cuda and torch.cuda.device_count():
         without, reason = "CUDA kernels", build_record().get("missing", {}).get("cuda")
     if reason:
         warnings.warn(
-            f"fastinst runs without {without}, several times slower: {reason}. "
+            f"fastinst runs without {without}, up to several times slower: {reason}. "
             "`python -m fastinst.doctor` says what to do.",
             RuntimeWarning,
             stacklevel=2,
@@ -46,7 +49,7 @@ def load_kernels() -> None:
 
 
 def why_not_loaded() -> str:
-    """Loads the library, once; what stands in its way, or nothing."""
+    """Loads the library unless it is loaded; what stands in its way, or nothing."""
     if os.environ.get("FASTINST_KERNELS") == "0":
         return "FASTINST_KERNELS=0 in the environment"
     if not LIBRARY.is_file():

@@ -106,8 +106,8 @@ def _backward(ctx, grad_features, grad_positions, _):
     (indices,) = ctx.saved_tensors
     return (
         None,
-        _scatter(grad_features, indices, ctx.features_shape),
-        _scatter(grad_positions, indices, ctx.positions_shape),
+        _scatter(grad_features, indices, ctx.features_shape) if ctx.needs_input_grad[1] else None,
+        _scatter(grad_positions, indices, ctx.positions_shape) if ctx.needs_input_grad[2] else None,
         *(None, None),
     )
 

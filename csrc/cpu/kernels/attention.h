@@ -43,10 +43,13 @@ struct AttentionParams {
   void* partial_grad_keys;     // [B, H, query chunks, num_keys, slices * 32]
   void* partial_grad_values;   // likewise
 
-  int64_t query_chunks() const { return (num_queries + kQueryChunk - 1) / kQueryChunk; }
-  int64_t key_chunks() const { return (num_keys + kKeyChunk - 1) / kKeyChunk; }
-  int64_t tasks() const { return batch * heads * query_chunks() * key_chunks(); }
-  int64_t slices() const { return (dim + 31) / 32; }  // of 32 numbers (kernels/panels.h)
+  FASTINST_INLINE int64_t query_chunks() const {
+    return (num_queries + kQueryChunk - 1) / kQueryChunk;
+  }
+  FASTINST_INLINE int64_t key_chunks() const { return (num_keys + kKeyChunk - 1) / kKeyChunk; }
+  FASTINST_INLINE int64_t tasks() const { return batch * heads * query_chunks() * key_chunks(); }
+  // Of 32 numbers (kernels/panels.h).
+  FASTINST_INLINE int64_t slices() const { return (dim + 31) / 32; }
 };
 
 // A task's part of the output; a task's maxima and sums alone, which the gradient starts from; and

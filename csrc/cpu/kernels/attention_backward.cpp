@@ -156,7 +156,7 @@ void backward_task(const AttentionParams& p, int64_t task) {
     prepare_block<T>(p, c, first, block);
     for (int64_t begin = 0; begin < active.count; begin += kGroup) {
       add_group<A>(p, active.rows + begin, active.bits + begin,
-                   smaller(kGroup, active.count - begin), rows, block);
+                   min(kGroup, active.count - begin), rows, block);
     }
     for (int64_t i = 0; i < block.count; ++i) {
       const int64_t key = first + i;

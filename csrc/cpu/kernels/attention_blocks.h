@@ -33,9 +33,9 @@ inline Chunk chunk_of(const AttentionParams& p, int64_t task) {
   c.batch = c.plane / p.heads;
   c.head = c.plane % p.heads;
   c.first_query = c.query_chunk * kQueryChunk;
-  c.queries = smaller(kQueryChunk, p.num_queries - c.first_query);
+  c.queries = min(kQueryChunk, p.num_queries - c.first_query);
   c.first_key = c.key_chunk * kKeyChunk;
-  c.last_key = smaller(c.first_key + kKeyChunk, p.num_keys);
+  c.last_key = min(c.first_key + kKeyChunk, p.num_keys);
   return c;
 }
 
@@ -64,7 +64,7 @@ inline void pack_queries(const AttentionParams& p, const Chunk& c, Accumulate<T>
 }
 
 inline int64_t keys_in_block(const Chunk& c, int64_t first) {
-  return smaller(kBlock, c.last_key - first);
+  return min(kBlock, c.last_key - first);
 }
 
 template <typename T>

@@ -95,7 +95,7 @@ void attend(const AttentionParams& p, const Chunk& c, State<Accumulate<T>>& stat
     transpose_block<A>(keys, slices, transposed_keys);
     if (kOutputs) pack_tokens<T>(p, p.value, c, first, values);
     for (int64_t begin = 0; begin < active.count; begin += kGroup) {
-      const int64_t count = smaller(kGroup, active.count - begin);
+      const int64_t count = min(kGroup, active.count - begin);
       const int32_t* rows = active.rows + begin;
       const Panels<A> group =
           gather_rows<A>({queries, c.queries}, slices, rows, count, gathered_queries);

@@ -26,7 +26,7 @@ void mask_task(const AttentionMaskParams& p, int64_t task) {
   using A = Accumulate<T>;
   const int64_t image = task / p.tasks_per_image();
   const int64_t first_word = task % p.tasks_per_image() * kMaskTaskWords;
-  const int64_t last_word = smaller(first_word + kMaskTaskWords, p.words());
+  const int64_t last_word = min(first_word + kMaskTaskWords, p.words());
   const T* embeddings = (const T*)p.embeddings + image * p.embeddings_batch_stride;
   const T* features = (const T*)p.features + image * p.features_batch_stride;
   const A* bias = p.bias == nullptr ? nullptr : (const A*)p.bias + image * p.queries;
@@ -38,7 +38,7 @@ void mask_task(const AttentionMaskParams& p, int64_t task) {
   const Panels<A> packed{embedding_memory, p.queries};
   pack_rows<T>(embeddings, p.embedding_stride, p.queries, p.channels, A(1), packed);
   for (int64_t word = first_word; word < last_word; ++word) {
-    const int64_t first = word * kBlock, count = smaller(kBlock, p.pixels - first);
+    const int64_t first = word * kBlock, count = min(kBlock, p.pixels - first);
     pack_block<T>(features + first * p.feature_stride, p.feature_stride, count, p.channels,
                   pixels);
     transpose_block<A>(pixels, slices, transposed_pixels);

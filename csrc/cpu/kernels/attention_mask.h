@@ -22,8 +22,10 @@ struct AttentionMaskParams {
   const void* bias;  // [B, N] without gaps, in the type of sums; or none
   uint32_t* bits;    // [B, N, words]
 
-  int64_t words() const { return (pixels + 31) / 32; }
-  int64_t tasks_per_image() const { return (words() + kMaskTaskWords - 1) / kMaskTaskWords; }
+  FASTINST_INLINE int64_t words() const { return (pixels + 31) / 32; }
+  FASTINST_INLINE int64_t tasks_per_image() const {
+    return (words() + kMaskTaskWords - 1) / kMaskTaskWords;
+  }
 };
 
 FASTINST_DECLARE(void attention_mask_task(const AttentionMaskParams& params, int64_t task))

@@ -25,5 +25,10 @@ class Buffer {
   T* data_;
 };
 
+template <typename T>
+inline void fill_zero(T* to, int64_t count) {
+  __builtin_memset(to, 0, count * sizeof(T));
+}
+
 }  // namespace FASTINST_ISA
 }  // namespace fastinst

@@ -2,8 +2,8 @@
 //
 //   out[y] = bias + sum over taps k of weight[:, :, k] @ mask[k, y] * input(y s - p + k d + offset)
 //
-// The input comes as rows, [pixel][channel]. A call takes a range of output pixels in blocks of 140.
-// For each block it finds the sampling points once for all channels, and then walks along the
+// The input comes as rows, [pixel][channel]. A call takes a range of output pixels in blocks of
+// 140. For each block it finds the sampling points once for all channels, then walks along the
 // columns, k = [tap][channel of the weight group], 192 at a time: the block's columns are gathered
 // into a panel, each corner of a tap being one contiguous run of channels, and multiplied with the
 // weight at once. So columns never leave the second-level cache, where panel (108 KB), sums and

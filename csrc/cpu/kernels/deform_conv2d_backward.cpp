@@ -64,11 +64,6 @@ void scatter(const Sample<T>* samples, int64_t count, const T* input, const T* g
   }
 }
 
-template <typename T>
-void fill_zero(T* to, int64_t count) {
-  __builtin_memset(to, 0, count * sizeof(T));
-}
-
 }  // namespace
 
 template <typename T>

@@ -11,19 +11,12 @@
 namespace fastinst {
 namespace FASTINST_ISA {
 
-// An integer as wide as T, and a vector of them: what comparing two Vec<T> gives.
+// What comparing two Vec<T> gives, integers as wide as T, and one of them. Among equally wide types
+// compilers choose differently.
 template <typename T>
-struct IntOf {
-  using type = int32_t;
-};
-template <>
-struct IntOf<double> {
-  using type = int64_t;
-};
+using Ints = decltype(Vec<T>{} < Vec<T>{});
 template <typename T>
-using Int = typename IntOf<T>::type;
-template <typename T>
-using Ints = Vec<Int<T>>;
+using Int = decltype(Ints<T>{}[0] + 0);
 
 // 0, 1, 2, ...
 template <typename T>

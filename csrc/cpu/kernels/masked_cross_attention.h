@@ -18,7 +18,7 @@ struct AttendParams {
   // [B, words, queries]: those that a query attends to, everywhere instead of nowhere
   uint32_t* bits;
 
-  int64_t words() const { return (pixels + 31) / 32; }
+  FASTINST_INLINE int64_t words() const { return (pixels + 31) / 32; }
 };
 
 // Rows [begin, end) of the [B * queries].

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../vec.h"
+#include "buffer.h"
 #include "gemm.h"
 #include "lanes.h"
 
@@ -23,14 +24,6 @@ struct Panels {
 
   A* slice(int64_t i) const { return data + i * panel_rows * kBlock; }
 };
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// `count` is a multiple of 16.
-template <typename A>
-inline void fill_zero(A* to, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes<A>) store(to + i, Vec<A>{});
-}
 
 // A vector of a row of `columns` numbers, from `column` on; zeros past the last.
 template <typename T>
@@ -128,7 +121,7 @@ inline void multiply_by_transposed(const Panels<A>& a, const A* b, int64_t rows,
                                    A* c) {
   for (int64_t slice = 0; slice * kBlock < columns; ++slice) {
     multiply_panel<A, kBlock, 1>(a.slice(slice), b + slice * kSquare, rows,
-                                 smaller(kBlock, columns - slice * kBlock), c, slice > 0);
+                                 min(kBlock, columns - slice * kBlock), c, slice > 0);
   }
 }
 

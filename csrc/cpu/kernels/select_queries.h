@@ -39,7 +39,7 @@ struct Params {
   T* probability;  // [B, margin + height * width + margin]
   Key<T>* best;
 
-  int64_t map(int64_t image) const {
+  FASTINST_INLINE int64_t map(int64_t image) const {
     return image * (2 * margin + int64_t(height) * width) + margin;
   }
 };

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <tuple>
 
 #include "../common.h"
@@ -185,7 +186,8 @@ TorchRounding torch_rounding(const Tensor& like) {
     }
     if (equal) return rounding;
   }
-  // Unknown: then some of the pixels whose logit is nearly 0 may differ.
+  std::fprintf(stderr, "fastinst: this torch resizes with a rounding unknown to the mask read-out; a "
+                       "pixel whose logit is nearly 0 may differ from plain PyTorch's\n");
   return {Rounding::kEach, {false, false}};
 }
 

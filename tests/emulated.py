@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -41,8 +42,17 @@ class EmulatedError(AssertionError):
     """A kernel did what CUDA forbids or leaves undefined."""
 
 
-def available() -> bool:
-    return COMPILER is not None and sys.platform == "linux"
+needs_emulator = pytest.mark.skipif(
+    COMPILER is None or sys.platform != "linux", reason="needs g++ on Linux"
+)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# What kernels are instantiated for.
+SCALARS = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "__half",
+    torch.bfloat16: "__nv_bfloat16",
+}
 
 
 @functools.cache

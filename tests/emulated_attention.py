@@ -1,12 +1,8 @@
 """The CUDA kernels of attention on the emulator, called with tensors as the operators are."""
 
 import emulated
-import pytest
 import torch
 from torch import Tensor
-
-needs_emulator = pytest.mark.skipif(not emulated.available(), reason="needs g++ on Linux")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 SOURCE = r"""
 #include "kernels/attention_backward.cuh"

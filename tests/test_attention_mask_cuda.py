@@ -6,7 +6,8 @@ Emulated runs call the launcher of csrc/kernels; the host in csrc/cuda is met on
 import emulated
 import pytest
 import torch
-from emulated_attention import needs_emulator, needs_gpu, unwritten
+from emulated import needs_emulator, needs_gpu
+from emulated_attention import unwritten
 
 from fastinst.ops import unpack_bits
 

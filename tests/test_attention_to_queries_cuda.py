@@ -8,7 +8,8 @@ import importlib
 import emulated_attention
 import pytest
 import torch
-from emulated_attention import assert_as_good_as_plain, needs_emulator, needs_gpu, tensors
+from emulated import needs_emulator, needs_gpu
+from emulated_attention import assert_as_good_as_plain, tensors
 
 op = importlib.import_module("fastinst.ops.attention_to_queries")
 

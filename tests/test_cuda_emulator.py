@@ -8,14 +8,9 @@ import pytest
 import torch
 from emulated import EmulatedError
 
-pytestmark = pytest.mark.skipif(not emulated.available(), reason="needs g++ on Linux")
+pytestmark = emulated.needs_emulator
 
-SCALARS = {
-    "float": torch.float32,
-    "double": torch.float64,
-    "__half": torch.float16,
-    "__nv_bfloat16": torch.bfloat16,
-}
+SCALARS = {name: dtype for dtype, name in emulated.SCALARS.items()}
 ORDERS = ("kRowMajor", "kColumnMajor")
 
 

@@ -11,17 +11,12 @@ import unittest.mock
 import emulated
 import pytest
 import torch
+from emulated import SCALARS, needs_emulator, needs_gpu
 
 from fastinst.ops import active_kernels
 
 module = importlib.import_module("fastinst.ops.deform_conv2d")
 
-SCALARS = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-}
 
 # Channels, outputs, kernel, size, stride, padding, dilation, weight groups, offset groups; each is
 # here for what the others do not have.
@@ -229,10 +224,6 @@ def backward_on_gpu(inputs, geometry, grad):
     inputs = to_gpu({"grad": grad, **{k: x for k, x in inputs.items() if k != "bias"}})
     gradients = torch.ops.fastinst.deform_conv2d_backward(**inputs, **geometry)
     return *(x.cpu() for x in gradients[:4]), None if inputs["mask"] is None else gradients[4].cpu()
-
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-needs_emulator = pytest.mark.skipif(not emulated.available(), reason="needs g++ on Linux")
 
 
 @pytest.fixture(

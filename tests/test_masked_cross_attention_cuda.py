@@ -9,7 +9,8 @@ import emulated
 import emulated_attention
 import pytest
 import torch
-from emulated_attention import assert_as_good_as_plain, needs_emulator, needs_gpu, tensors
+from emulated import needs_emulator, needs_gpu
+from emulated_attention import assert_as_good_as_plain, tensors
 
 from fastinst.ops import pack_bits
 

@@ -11,18 +11,11 @@ import emulated
 import numpy as np
 import pytest
 import torch
+from emulated import SCALARS, needs_emulator, needs_gpu
 
 from fastinst.ops.bits import pack_bits, packed_length
 from fastinst.ops.read_out_masks import definition, mask_boxes
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-needs_emulator = pytest.mark.skipif(not emulated.available(), reason="needs g++ on Linux")
-SCALARS = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-}
 # A network's: logits at an eighth, padded at the right and at the bottom, made smaller or larger.
 SMALLER = ((10, 14), (80, 112), (77, 101), (51, 67))
 LARGER = ((5, 6), (40, 48), (40, 43), (61, 64))

@@ -8,18 +8,10 @@ import functools
 import emulated
 import pytest
 import torch
+from emulated import SCALARS, needs_emulator, needs_gpu
 
 from fastinst.ops.select_queries import activation_rank, definition
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-needs_emulator = pytest.mark.skipif(not emulated.available(), reason="needs g++ on Linux")
-
-SCALARS = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-}
 ELEMENTS = {8: "unsigned long long", 4: "unsigned", 2: "unsigned short"}
 
 SOURCE = """

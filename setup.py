@@ -58,11 +58,18 @@ class BuildKernels(build_ext):
     def get_ext_filename(self, name):
         return name.replace(".", "/") + ".abi3.so"
 
+    def run(self):
+        self.in_source = bool(self.inplace or self.editable_mode)
+        super().run()
+
     def build_extension(self, ext):
         built, record = build()
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Also into the source tree: a Python started there imports the package from there.
-        for folder in {library.parent, ROOT / "fastinst"}:
+        folders = {library.parent}
+        if built or self.in_source:
+            # A Python started in the source tree imports the package from there.
+            folders.add(ROOT / "fastinst")
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             if built:
                 # Renamed into place, so that a process that has the old one loaded keeps it.

@@ -114,6 +114,16 @@ def test_a_second_build_does_only_what_has_changed(checkout):
     assert "isa" in again and "add" not in again
 
 
+def test_a_build_without_kernels_for_elsewhere_leaves_those_here(checkout):
+    checkout.build(FASTINST_KERNELS="1")
+    kept = checkout.library.read_bytes(), checkout.record
+    elsewhere = checkout.folder / "elsewhere"
+    arguments = ("setup.py", "-q", "build_ext", "--build-lib", str(elsewhere))
+    assert checkout.run(*arguments, FASTINST_KERNELS="0").returncode == 0
+    assert (elsewhere / "fastinst" / "_build.json").exists()
+    assert (checkout.library.read_bytes(), checkout.record) == kept
+
+
 def test_without_a_compiler_all_else_works(checkout):
     assert checkout.build(PATH="/nowhere").returncode == 0
     assert not checkout.library.exists()

@@ -64,7 +64,7 @@ def main() -> None:
     if leads:
         summary = evaluator.summarize()
         speed = summary["images"] / seconds
-        print(f"{info.name} on {dataset.json_path}")
+        print(f"{info.name} on {dataset.source}")
         print(format_table(summary))
         print(
             f"{seconds:.1f} s, {speed:.1f} images/s with loading, network, masks and their encoding"
@@ -73,7 +73,7 @@ def main() -> None:
             report = {
                 "model": info.name,
                 "weights": args.weights,
-                "data": str(dataset.json_path),
+                "data": str(dataset.source),
                 "device": str(device),
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "torch": torch.__version__,

@@ -24,7 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from fastinst.data.augment import resize_shortest_edge
-from fastinst.data.coco import CocoDataset, load_coco
+from fastinst.data.coco import load_coco
+from fastinst.data.dataset import Dataset
 from fastinst.data.images import list_images, read_image
 from fastinst.data.layouts import find_coco
 from fastinst.device import choose_device
@@ -130,7 +131,7 @@ def main() -> int:
     print(f"{len(annotations)} instances in {len(images)} images, written to {output}")
     if truth:
         drawn = sum(Path(image["file_name"]).resolve() in records for image in images)
-        print(f"{drawn} of these images are in {truth.json_path}")
+        print(f"{drawn} of these images are in {truth.source}")
     if timings:
         medians = map(statistics.median, zip(*timings, strict=True))
         stages = ", ".join(f"{s} {ms:.1f}" for s, ms in zip(STAGES, medians, strict=True))
@@ -169,7 +170,7 @@ def picture_names(paths: list[Path]) -> Iterator[str]:
 
 
 def classes(
-    num_classes: int, info: CheckpointInfo, truth: CocoDataset | None
+    num_classes: int, info: CheckpointInfo, truth: Dataset | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Class names and category ids by label.
 

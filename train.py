@@ -27,7 +27,8 @@ from tqdm import tqdm
 import fastinst
 from fastinst.config import parse_overrides
 from fastinst.data.augment import Augmentation
-from fastinst.data.coco import CocoDataset, check_images, load_coco
+from fastinst.data.coco import check_images, load_coco
+from fastinst.data.dataset import Dataset
 from fastinst.data.layouts import find_coco
 from fastinst.data.loader import EpochSampler, TrainingImages, collate
 from fastinst.device import choose_device
@@ -116,7 +117,7 @@ class TrainingStep(nn.Module):
         return self.model.loss(batch, targets)
 
 
-def find_data(args: argparse.Namespace, say: Callable) -> tuple[CocoDataset, CocoDataset | None]:
+def find_data(args: argparse.Namespace, say: Callable) -> tuple[Dataset, Dataset | None]:
     """The training set, and the validation set or None, with the reason said."""
     train = load_coco(*find_coco(args.data, "train"))
     if args.val:
@@ -126,7 +127,7 @@ def find_data(args: argparse.Namespace, say: Callable) -> tuple[CocoDataset, Coc
     except InputError as error:
         say(f"no validation set, so there will be no AP; pass --val. The reason: {error}")
         return train, None
-    if json_path == train.json_path:
+    if json_path == train.source:
         say("no validation set beside the training set, so there will be no AP; pass --val")
         return train, None
     return train, load_coco(json_path, image_folder)
@@ -157,7 +158,7 @@ def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn
     return model
 
 
-def fingerprint(dataset: CocoDataset) -> int:
+def fingerprint(dataset: Dataset) -> int:
     """Differs if the classes, the images or their numbers of annotations do."""
     counts = [(record.id, len(record.annotations)) for record in dataset.images]
     return zlib.crc32(repr((dataset.class_names, counts)).encode())
@@ -180,7 +181,7 @@ def main() -> int:
         if dataset is None:
             continue
         counts = f"{len(dataset)} images, {len(dataset.class_names)} classes"
-        say(f"{name}: {counts}, {dataset.json_path}")
+        say(f"{name}: {counts}, {dataset.source}")
         for line in dataset.skipped[:5]:
             say(f"  skipped: {line}")
         if len(dataset.skipped) > 5:
@@ -189,7 +190,7 @@ def main() -> int:
             check_images(dataset)
     if val is not None and val.class_names != train.class_names:
         raise InputError(
-            f"{val.json_path} and {train.json_path} have different classes: "
+            f"{val.source} and {train.source} have different classes: "
             f"{val.class_names} and {train.class_names}"
         )
 
@@ -211,7 +212,7 @@ def main() -> int:
     if args.resume:
         training = read_checkpoint(args.resume)["training"]
         if training["data"] != fingerprint(train):
-            raise InputError(f"{train.json_path} is not what {args.resume} was trained on")
+            raise InputError(f"{train.source} is not what {args.resume} was trained on")
         options = [{k: group[k] for k in ("weight_decay", "fused")} for group in groups]
         optimizer.load_state_dict(training["optimizer"])
         for group, own in zip(optimizer.param_groups, options, strict=True):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from fastinst.data.coco import ImageRecord
+from fastinst.data.dataset import ImageRecord
 from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.results import Instances
 

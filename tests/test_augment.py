@@ -9,7 +9,7 @@ from pycocotools import mask as mask_utils
 from scipy import ndimage
 
 from fastinst.data.augment import Augmentation, augment, resize_shortest_edge, shortest_edge_size
-from fastinst.data.coco import Annotation
+from fastinst.data.dataset import Annotation
 
 SMALL = Augmentation.for_size(160, 213)
 STILL = Augmentation(short_edges=(100,), max_edge=999, crop_probability=0, flip_probability=0)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from fastinst.data.coco import Annotation, check_images, load_coco
+from fastinst.data.coco import check_images, load_coco
+from fastinst.data.dataset import Annotation
 from fastinst.data.images import read_image
 from fastinst.data.layouts import find_coco
 from fastinst.errors import InputError

@@ -12,14 +12,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from fastinst.data.augment import Augmentation
-from fastinst.data.coco import CocoDataset, load_coco
+from fastinst.data.coco import load_coco
+from fastinst.data.dataset import Dataset
 from fastinst.data.loader import EpochSampler, EvaluationImages, TrainingImages, collate
 from fastinst.errors import InputError
 
 SMALL = Augmentation.for_size(48, 64)
 
 
-def write_dataset(folder, crowds=(False, False, True, None, False)) -> CocoDataset:
+def write_dataset(folder, crowds=(False, False, True, None, False)) -> Dataset:
     """An image per entry: with an object (False), a crowd (True) or nothing (None)."""
     images, annotations = [], []
     for i, crowd in enumerate(crowds, start=1):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from fastinst.data.coco import Annotation
+from fastinst.data.dataset import Annotation
 
 
 @dataclass(frozen=True)

@@ -10,70 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
+from fastinst.data.dataset import Annotation, Dataset, ImageRecord
 from fastinst.data.images import decode_image, quiet_pillow
 from fastinst.data.segmentation import check_segmentations
 from fastinst.errors import InputError
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Annotation:
-    """One object, or one crowd region, of an image.
-
-    label: contiguous class index
-    segmentation: a list of polygons (float64 arrays x0, y0, x1, y1, ... in pixels; plain lists do
-        too), of which the object is the union, or an RLE dict, compressed or not
-    """
-
-    id: int
-    label: int
-    segmentation: list[np.ndarray] | dict
-    iscrowd: bool
-
-    def mask(self, height: int, width: int) -> np.ndarray:
-        """bool [height, width], the size being the image's."""
-        rle = self.segmentation
-        if isinstance(rle, list):
-            rle = mask_utils.merge(mask_utils.frPyObjects(rle, height, width))
-        elif isinstance(rle["counts"], list):
-            rle = mask_utils.frPyObjects(rle, height, width)
-        return np.ascontiguousarray(mask_utils.decode(rle).view(bool))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class ImageRecord:
-    """One image of a dataset; height and width as its JSON gives them."""
-
-    id: int
-    path: Path
-    height: int
-    width: int
-    annotations: tuple[Annotation, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class CocoDataset:
-    """A checked COCO JSON.
-
-    class_names, category_ids: by label, in the order of the category ids
-    skipped: one line per annotation that was left out, which names it, its image and the reason
-    """
-
-    json_path: Path
-    image_folder: Path
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    images: tuple[ImageRecord, ...]
-    skipped: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 @contextmanager
@@ -89,7 +33,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @_no_garbage_collection()
-def load_coco(json_path: str | Path, image_folder: str | Path) -> CocoDataset:
+def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
     """Read and check a COCO JSON; no image is opened.
 
     Annotations without a usable segmentation are left out and listed in `skipped`.
@@ -140,7 +84,7 @@ def load_coco(json_path: str | Path, image_folder: str | Path) -> CocoDataset:
         else:
             crowd = bool(row.get("iscrowd"))
             records[owner].append(Annotation(id_, labels[kind], segmentation, crowd))
-    return CocoDataset(
+    return Dataset(
         json_path,
         image_folder,
         tuple(class_names),
@@ -227,7 +171,7 @@ def _missing_files(folder: Path, names: Iterable[str]) -> list[str]:
     return missing
 
 
-def check_images(dataset: CocoDataset, workers: int | None = None) -> None:
+def check_images(dataset: Dataset, workers: int | None = None) -> None:
     """Decode every image once, so that a broken one shows before training and not during it.
 
     Raises one InputError that names up to 10 bad images and counts all.
@@ -247,7 +191,7 @@ def check_images(dataset: CocoDataset, workers: int | None = None) -> None:
         more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
         raise InputError(
             "\n  ".join(
-                [f"{dataset.json_path}: {len(bad)} of {len(dataset)} images are unusable:"]
+                [f"{dataset.source}: {len(bad)} of {len(dataset)} images are unusable:"]
                 + bad[:10]
                 + more
             )

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_utils
 from scipy import ndimage
 from tqdm import tqdm
 
-from fastinst.data.coco import Annotation
+from fastinst.data.dataset import Annotation
 from fastinst.errors import InputError, run
 
 CATEGORY_IDS = {"disc": 1, "square": 2, "triangle": 4, "ring": 7}

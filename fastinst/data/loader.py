@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 from fastinst.data.augment import Augmentation, augment, resize_shortest_edge
-from fastinst.data.coco import CocoDataset
+from fastinst.data.dataset import Dataset
 from fastinst.data.images import read_image
 from fastinst.errors import InputError
 
 
-class TrainingImages(Dataset):
+class TrainingImages:
     """The augmented images of a dataset that have annotations other than crowds.
 
     `images[epoch, index]` depends on the seed, epoch and index only, not on the worker:
@@ -22,14 +22,14 @@ class TrainingImages(Dataset):
     Raises InputError if no image has such an annotation or, on access, if one cannot be read.
     """
 
-    def __init__(self, dataset: CocoDataset, settings: Augmentation, seed: int):
+    def __init__(self, dataset: Dataset, settings: Augmentation, seed: int):
         self.records = [
             record for record in dataset.images if any(not a.iscrowd for a in record.annotations)
         ]
         if not self.records:
             skipped = f"; {len(dataset.skipped)} were left out, as "
             raise InputError(
-                f"{dataset.json_path}: no image has an annotation to learn from"
+                f"{dataset.source}: no image has an annotation to learn from"
                 + (skipped + dataset.skipped[0] if dataset.skipped else "")
             )
         self.settings = settings
@@ -100,14 +100,14 @@ class EpochSampler(Sampler):
             first += self.batch_size
 
 
-class EvaluationImages(Dataset):
+class EvaluationImages:
     """All images of a dataset at test size.
 
     `images[index]` is {"image": uint8 [3, h, w], "image_id": int, "size": (height, width) of the
     original}. Raises InputError on access to an image that cannot be read.
     """
 
-    def __init__(self, dataset: CocoDataset, short_edge: int, max_edge: int):
+    def __init__(self, dataset: Dataset, short_edge: int, max_edge: int):
         self.records = dataset.images
         self.short_edge = short_edge
         self.max_edge = max_edge

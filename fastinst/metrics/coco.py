@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from fastinst.data.coco import CocoDataset
+from fastinst.data.dataset import Dataset
 from fastinst.data.loader import EvaluationImages
 from fastinst.errors import InputError
 from fastinst.interrupts import ignore_interrupts
@@ -59,7 +59,7 @@ class CocoEvaluator:
         counts with everything in it missed
     """
 
-    def __init__(self, dataset: CocoDataset, image_ids: list[int] | None = None):
+    def __init__(self, dataset: Dataset, image_ids: list[int] | None = None):
         self.dataset = dataset
         self.image_ids = [r.id for r in dataset.images] if image_ids is None else list(image_ids)
         self._results: dict[int, list[dict]] = {}
@@ -113,13 +113,13 @@ class CocoEvaluator:
         }
 
 
-def _ground_truth(dataset: CocoDataset) -> COCO:
+def _ground_truth(dataset: Dataset) -> COCO:
     """The data set as pycocotools wants it: what load_coco kept, with the areas of the JSON.
 
     A well-formed annotation that load_coco left out because it covers no pixel is one that
     nothing can match; pycocotools counts it as missed, and so it counts here.
     """
-    rows = {row["id"]: row for row in json.loads(dataset.json_path.read_bytes())["annotations"]}
+    rows = {row["id"]: row for row in json.loads(dataset.source.read_bytes())["annotations"]}
     sizes = {r.id: [r.height, r.width] for r in dataset.images}
     kept = [(record.id, a) for record in dataset.images for a in record.annotations]
     annotations = []
@@ -190,7 +190,7 @@ def format_table(summary: dict, columns: int = 3) -> str:
 
 
 def match_classes(
-    class_names: tuple[str, ...] | None, num_classes: int, dataset: CocoDataset
+    class_names: tuple[str, ...] | None, num_classes: int, dataset: Dataset
 ) -> Tensor:
     """Which of the data set's labels each of a model's labels is.
 
@@ -202,7 +202,7 @@ def match_classes(
     if class_names is None:
         if num_classes != len(dataset.class_names):
             raise InputError(
-                f"the model has {num_classes} classes, {dataset.json_path} has "
+                f"the model has {num_classes} classes, {dataset.source} has "
                 f"{len(dataset.class_names)}; evaluate a checkpoint trained on this data"
             )
         return torch.arange(num_classes)
@@ -210,7 +210,7 @@ def match_classes(
     if unknown:
         raise InputError(
             f"the model does not know {len(unknown)} of the {len(dataset.class_names)} classes of "
-            f"{dataset.json_path}: {', '.join(unknown)} (it knows {', '.join(class_names)})"
+            f"{dataset.source}: {', '.join(unknown)} (it knows {', '.join(class_names)})"
         )
     labels = {name: label for label, name in enumerate(dataset.class_names)}
     return torch.tensor([labels.get(name, -1) for name in class_names])
@@ -218,7 +218,7 @@ def match_classes(
 
 def evaluate(
     model: nn.Module,
-    dataset: CocoDataset,
+    dataset: Dataset,
     device: torch.device | str,
     *,
     labels: Tensor | None = None,

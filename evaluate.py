@@ -1,4 +1,4 @@
-"""Evaluate a model on a COCO-style data set: mask AP as pycocotools computes it.
+"""Evaluate a model on a data set (COCO, YOLO, Cityscapes): mask AP as pycocotools computes it.
 
 python evaluate.py fastinst-d3-r50-640 --data coco
 python evaluate.py runs/nuclei/best.pt --data nuclei --output ap.json --results masks.json
@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastinst.data.coco import load_coco
-from fastinst.data.layouts import find_coco
+from fastinst.data.formats import load_dataset
 from fastinst.device import choose_device
 from fastinst.errors import run
 from fastinst.files import check_output_file, write_whole
@@ -28,7 +27,8 @@ from fastinst.weights import load_model
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a checkpoint, or the name of a released model")
-    parser.add_argument("--data", required=True, help="the data set's folder or its COCO JSON")
+    parser.add_argument("--data", required=True, help="its folder, COCO JSON or YOLO data.yaml")
+    parser.add_argument("--images", help="folder of a COCO JSON's images, if they are elsewhere")
     parser.add_argument("--split", choices=("train", "val"), default="val")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, help="write the numbers to this JSON")
@@ -48,7 +48,7 @@ def main() -> None:
     leads = not dist.is_initialized() or dist.get_rank() == 0
 
     # The data and the model.
-    dataset = load_coco(*find_coco(args.data, args.split))
+    dataset = load_dataset(args.data, args.split, args.images)
     if leads and dataset.skipped:
         print(f"{len(dataset.skipped)} annotations are left out:", file=sys.stderr)
         print("\n".join(dataset.skipped[:5]), file=sys.stderr)

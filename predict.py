@@ -24,10 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 from fastinst.data.augment import resize_shortest_edge
-from fastinst.data.coco import load_coco
 from fastinst.data.dataset import Dataset
+from fastinst.data.formats import load_dataset
 from fastinst.data.images import list_images, read_image
-from fastinst.data.layouts import find_coco
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
@@ -46,7 +45,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to keep")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--ground-truth", help="a COCO JSON to draw beside the predictions")
+    parser.add_argument("--ground-truth", help="a data set to draw beside the predictions")
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold must be from 0 to 1")
@@ -60,7 +59,7 @@ def main() -> int:
         raise InputError(f"{inside[0]} lies in the output folder; choose another --output")
     truth, records = None, {}
     if args.ground_truth:
-        truth = load_coco(*find_coco(args.ground_truth, "val"))
+        truth = load_dataset(args.ground_truth, "val")
         records = {record.path.resolve(): record for record in truth.images}
 
     # The model and its classes.

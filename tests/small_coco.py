@@ -1,4 +1,4 @@
-"""A tiny COCO data set of coloured rectangles and a model that finds those."""
+"""A tiny data set of coloured rectangles, as COCO or YOLO, and a model that finds those."""
 
 import json
 import runpy
@@ -57,6 +57,24 @@ def write_coco(folder, rectangles, size=(64, 96), names=NAMES, category_ids=CATE
     }
     (folder / "val.json").write_text(json.dumps(content))
     return folder / "val.json"
+
+
+def write_yolo(folder, rectangles, size=(64, 96), names=NAMES):
+    """The same as folder/images/val/N.png, folder/labels/val/N.txt and folder/data.yaml."""
+    write_coco(folder, rectangles, size)
+    (folder / "val.json").unlink()
+    (folder / "images").mkdir()
+    (folder / "val").rename(folder / "images" / "val")
+    (folder / "labels" / "val").mkdir(parents=True)
+    for number, objects in enumerate(rectangles, start=1):
+        lines = []
+        for label, *rectangle in objects:
+            (points,) = polygon(*rectangle)
+            fractions = [x / size[1 - i % 2] for i, x in enumerate(points)]
+            lines.append(" ".join(map(str, (label, *fractions))))
+        (folder / "labels" / "val" / f"{number}.txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text(f"val: images/val\nnames: {[*names]}\n")
+    return folder / "data.yaml"
 
 
 class ColourModel(nn.Module):

@@ -1,8 +1,7 @@
-"""Finding, reading and checking COCO files, and reading images."""
+"""Finding, reading and checking COCO files."""
 
 import json
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from pycocotools import mask as mask_utils
 
 from fastinst.data.coco import check_images, load_coco
 from fastinst.data.dataset import Annotation
-from fastinst.data.images import read_image
 from fastinst.data.layouts import find_coco
 from fastinst.errors import InputError
 
@@ -116,6 +114,17 @@ def test_the_other_splits_json_is_not_taken(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(coco()))
     with pytest.raises(InputError, match=r"(?s)'val'.*annotations/instances_val\.json"):
         find_coco(tmp_path, "val")
+
+
+def test_the_folder_of_images_may_be_given(tmp_path):
+    save_image(tmp_path / "train" / "a.jpg")
+    save_image(tmp_path / "elsewhere" / "a.jpg")
+    (tmp_path / "train.json").write_text(json.dumps(coco()))
+    assert find_coco(tmp_path, "train")[1] == tmp_path / "train"
+    folder = tmp_path / "elsewhere"
+    assert find_coco(tmp_path, "train", str(folder)) == (tmp_path / "train.json", folder)
+    with pytest.raises(InputError, match="none: no such folder of images"):
+        find_coco(tmp_path, "train", tmp_path / "none")
 
 
 def test_finding_fails_with_what_was_looked_for(tmp_path):
@@ -364,89 +373,32 @@ def test_annotation_takes_plain_lists():
     assert Annotation(1, 0, SQUARE, False).mask(HEIGHT, WIDTH).sum() == 100
 
 
-# Images
+def test_an_annotation_without_polygons_has_an_empty_mask():
+    mask = Annotation(1, 0, [], False).mask(HEIGHT, WIDTH)
+    assert mask.shape == (HEIGHT, WIDTH) and not mask.any()
 
 
-def gradient(height=6, width=8) -> np.ndarray:
-    return np.linspace(0, 255, height * width * 3).reshape(height, width, 3).astype(np.uint8)
+def test_areas_are_those_of_the_file(tmp_path):
+    data = coco([SQUARE] * 5)
+    for annotation, area in zip(data["annotations"], (7, 7.5, "7", True, None), strict=True):
+        annotation["area"] = area
+    del data["annotations"][4]["area"]
+    (record,) = load(tmp_path, data).images
+    assert [a.area for a in record.annotations] == [7, 7.5, None, None, None]
 
 
-def test_color_modes(tmp_path):
-    rgb = gradient()
-    path = tmp_path / "a.png"
-    Image.fromarray(rgb).save(path)
-    np.testing.assert_array_equal(read_image(path), rgb)
-
-    rgba = np.dstack([rgb, np.zeros(rgb.shape[:2], np.uint8)])
-    Image.fromarray(rgba).save(path)
-    np.testing.assert_array_equal(read_image(path), rgb)
-
-    Image.fromarray(rgb[:, :, 0]).save(path)
-    np.testing.assert_array_equal(read_image(path), np.repeat(rgb[:, :, :1], 3, axis=2))
-
-    palette = Image.fromarray(rgb).quantize(16)
-    palette.save(path, transparency=b"\x00\x80")
-    np.testing.assert_array_equal(read_image(path), np.array(palette.convert("RGB")))
-
-    tiff = tmp_path / "a.tiff"
-    Image.fromarray(rgb).convert("CMYK").save(tiff)
-    assert np.abs(read_image(tiff).astype(int) - rgb).max() <= 2
-
-    Image.fromarray(rgb[:, :, 0] > 99).save(path)
-    assert set(read_image(path).ravel()) == {0, 255}
-
-
-@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
-def test_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-    values = np.array([[0, 200, 257, 32768, 65535]], np.uint16)
-    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    assert read_image(tmp_path / f"a.{suffix}")[0, :, 1].tolist() == [0, 1, 1, 128, 255]
-
-
-def test_more_than_16_bits_are_refused(tmp_path):
-    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "float.tiff")
-    with pytest.raises(InputError, match=r"float\.tiff: .*16 bits"):
-        read_image(tmp_path / "float.tiff")
-
-
-def test_exif_orientation_follows_the_annotations(tmp_path):
-    stored = gradient(6, 8)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = tmp_path / "a.png"
-    Image.fromarray(stored).save(path, exif=exif)
-    upright = np.rot90(stored, -1)
-    np.testing.assert_array_equal(read_image(path), upright)
-    np.testing.assert_array_equal(read_image(path, (8, 6)), upright)
-    np.testing.assert_array_equal(read_image(path, (6, 8)), stored)
-    with pytest.raises(
-        InputError, match=r"a\.png: the image is 6 x 8, .* 8 x 9 \(width x height\)"
-    ):
-        read_image(path, (9, 8))
-
-
-def test_broken_images_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.jpg: no such image"):
-        read_image(tmp_path / "none.jpg")
-    path = tmp_path / "a.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be decoded: .*truncated"):
-        read_image(path)
-    path.write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"a\.jpg: cannot be decoded"):
-        read_image(path)
-
-
-def test_large_images_are_read_quietly_and_huge_ones_refused(tmp_path, monkeypatch):
-    save_image(tmp_path / "a.png", 30, 50)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        assert read_image(tmp_path / "a.png").shape == (30, 50, 3)
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        with pytest.raises(InputError, match=r"a\.png: cannot be decoded: .*1500 pixels"):
-            read_image(tmp_path / "a.png")
+def test_only_what_is_well_formed_is_missed_when_it_covers_no_pixel(tmp_path):
+    flat = [[1.0, 1.0, 5.0, 5.0, 10.0, 10.0]]
+    outside = [[40.0, 1.0, 50.0, 1.0, 50.0, 9.0]]
+    segmentations = [flat, outside, rle([600]), [], None, rle([300, 299]), SQUARE]
+    data = coco(segmentations)
+    data["annotations"][0] |= {"area": 12, "iscrowd": 1}
+    dataset = load(tmp_path, data)
+    (record,) = dataset.images
+    assert [a.id for a in record.invisible] == [1, 2, 3]
+    assert (record.invisible[0].area, record.invisible[0].iscrowd) == (12, True)
+    assert [a.id for a in record.annotations] == [7] and len(dataset.skipped) == 6
+    assert not any(a.mask(HEIGHT, WIDTH).any() for a in record.invisible)
 
 
 def test_check_images_names_ten_and_counts_all(tmp_path):

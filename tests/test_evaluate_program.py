@@ -9,6 +9,7 @@ from small_coco import (
     ColourModel,
     program_runner,
     write_coco,
+    write_yolo,
 )
 
 from fastinst.weights import CheckpointInfo
@@ -50,6 +51,35 @@ def test_table_and_files(evaluate, data, tmp_path):
     assert {r["image_id"] for r in results} == {1, 2, 3}
     assert {r["category_id"] for r in results} == set(CATEGORY_IDS)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks.json", "my data", "new folder"]
+
+
+def test_images_elsewhere(evaluate, data, tmp_path):
+    (data / "val").rename(tmp_path / "my pictures")
+    options = ("--data", data / "val.json", "--workers", 0)
+    code, _, err = evaluate("colour", *options)
+    assert code == 2 and "its images (1.png, 2.png, 3.png, ...) are in none of" in err
+    code, out, _ = evaluate("colour", *options, "--images", tmp_path / "my pictures")
+    assert code == 0 and "AP 100.0" in out
+
+
+def test_yolo_data(evaluate, tmp_path):
+    data, results = tmp_path / "my yolo", tmp_path / "results.json"
+    write_yolo(data, [[(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)], [(2, 16, 16, 80, 56)]])
+    with open(data / "labels" / "val" / "1.txt", "a") as file:
+        file.write("\n0 0.5 0.5 0.1 0.1")
+    for path in (data, data / "data.yaml"):
+        code, out, err = evaluate("colour", "--data", path, "--workers", 0, "--results", results)
+        assert code == 0 and "AP 100.0" in out and "(3 instances in 2 images)" in out
+        assert "1 annotations are left out" in err and "1.txt, line 3 (1.png): it is a box" in err
+    assert {r["category_id"] for r in json.loads(results.read_text())} == {0, 1, 2}
+
+
+def test_no_objects_at_all(evaluate, data, tmp_path):
+    write_coco(tmp_path / "empty", [[], []])
+    numbers = tmp_path / "ap.json"
+    options = ("--data", tmp_path / "empty", "--workers", 0, "--output", numbers)
+    code, out, _ = evaluate("colour", *options)
+    assert code == 0 and "no ground truth" in out and json.loads(numbers.read_text())["AP"] is None
 
 
 def test_json_as_data_and_max_images_and_workers(evaluate, data):

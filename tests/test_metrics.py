@@ -259,6 +259,26 @@ def test_annotations_without_a_pixel_count_as_missed_as_they_do_for_pycocotools(
     assert summary["instances"] == 4
 
 
+def test_the_json_is_not_read_again(tmp_path):
+    path = write_coco(tmp_path, [TWO_REDS])
+    evaluator = CocoEvaluator(load(path))
+    path.unlink()
+    evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32), (0.8, 0, 48, 0, 80, 32)))
+    assert evaluator.summarize()["AP"] == pytest.approx(100)
+
+
+def test_sizes_are_those_of_the_files_areas_and_else_of_the_masks(tmp_path):
+    path = write_coco(tmp_path, [[(0, 0, 0, 40, 40), (0, 48, 0, 88, 40)]])
+    found = instances((0.9, 0, 0, 0, 40, 40), (0.8, 0, 48, 0, 88, 40))
+    for area, expected in ((50, "APs"), (5000, "APm"), (10**5, "APl"), ("50", "APm")):
+        edit(path, lambda content, a=area: [x.update(area=a) for x in content["annotations"]])
+        evaluator = CocoEvaluator(load(path))
+        evaluator.update(1, found)
+        summary = evaluator.summarize()
+        measured = [name for name in ("APs", "APm", "APl") if not math.isnan(summary[name])]
+        assert measured == [expected], area
+
+
 def test_polygons_and_both_kinds_of_rle_are_the_same_ground_truth(tmp_path):
     path = write_coco(tmp_path, [TWO_REDS, [(1, 8, 8, 40, 48)]])
 
@@ -347,20 +367,27 @@ def test_classes_are_matched_by_name(tmp_path):
 
 
 def _evaluate_share(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     dataset = load(folder / "val.json")
-    evaluator = evaluate(ColourModel(), dataset, "cpu", workers=0, progress=False)
-    (folder / f"{rank}.json").write_text(json.dumps(evaluator.results()))
+    for count in (5, 2):
+        evaluator = evaluate(
+            ColourModel(), dataset, "cpu", max_images=count, workers=0, progress=False
+        )
+        numbers = [evaluator.results(), evaluator.summarize() if rank == 0 else None]
+        (folder / f"{count} {rank}.json").write_text(json.dumps(numbers))
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # gloo's threads can abort a normal end: pytorch/pytorch#179291
 
 
-def test_two_processes_get_the_results_of_one(tmp_path):
+def test_three_processes_get_the_numbers_of_one(tmp_path):
     truth, _ = random_images(np.random.default_rng(2), 5)
     dataset = load(write_coco(tmp_path, truth))
-    alone = evaluate(ColourModel(), dataset, "cpu", workers=0, progress=False)
-    mp.spawn(_evaluate_share, (tmp_path,), nprocs=2)
-    assert json.loads((tmp_path / "0.json").read_text()) == alone.results()
-    shares = {r["image_id"] for r in json.loads((tmp_path / "1.json").read_text())}
-    assert shares and shares <= {2, 4}
+    mp.spawn(_evaluate_share, (tmp_path,), nprocs=3)
+    for count, shares in ((5, [{1, 4}, {2, 5}, {3}]), (2, [{1}, {2}, set()])):
+        alone = evaluate(ColourModel(), dataset, "cpu", max_images=count, workers=0, progress=False)
+        text = (tmp_path / f"{count} 0.json").read_text()
+        assert text == json.dumps([alone.results(), alone.summarize()])
+        for rank in (1, 2):
+            results, _ = json.loads((tmp_path / f"{count} {rank}.json").read_text())
+            assert {r["image_id"] for r in results} <= shares[rank]

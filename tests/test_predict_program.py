@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
-from small_coco import ColourModel, program_runner, write_coco
+from small_coco import ColourModel, program_runner, write_coco, write_yolo
 
 import fastinst.visualize
 from fastinst.data.coco import load_coco
@@ -186,6 +186,15 @@ def test_ground_truth_is_drawn_beside(predict, photos, tmp_path):
     assert code == 0, err
     assert "2 of these images are in" in text
     assert Image.open(out / "1.jpg").width > 2 * 96 and Image.open(out / "other.jpg").width == 96
+
+
+def test_ground_truth_of_a_yolo_data_set(predict, tmp_path):
+    data, out = tmp_path / "yolo", tmp_path / "out"
+    write_yolo(data, [[(0, 0, 0, 32, 32)], [(2, 16, 16, 80, 56)]])
+    options = ("--output", out, "--ground-truth", data)
+    code, text, err = predict("colour", data / "images" / "val", *options)
+    assert code == 0, err
+    assert "2 of these images are in" in text and Image.open(out / "1.jpg").width > 2 * 96
 
 
 def test_unknown_class_names(predict, photos, tmp_path):

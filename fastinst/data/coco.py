@@ -3,36 +3,23 @@
 Format: https://cocodataset.org/#format-data
 """
 
-import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
-from fastinst.data.dataset import Annotation, Dataset, ImageRecord
+from fastinst.data.dataset import Annotation, Dataset, ImageRecord, unique_names
+from fastinst.data.garbage_collection import no_garbage_collection
 from fastinst.data.images import decode_image, quiet_pillow
-from fastinst.data.segmentation import check_segmentations
+from fastinst.data.segmentation import INVISIBLE, check_segmentations
 from fastinst.errors import InputError
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Nothing in a JSON is cyclic, but going through its millions of lists doubles the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_no_garbage_collection()
+@no_garbage_collection()
 def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
     """Read and check a COCO JSON; no image is opened.
 
@@ -44,11 +31,8 @@ def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
     images, annotations, categories = _read_tables(json_path)
 
     category_ids = _unique_ids(categories, "category", json_path)
-    class_names = _column(categories, "name", str, "category", json_path)
-    counts = Counter(class_names)
-    named = sorted(zip(category_ids, class_names, strict=True))
-    # Results are kept by name, so two classes may not share one.
-    class_names = [name if counts[name] == 1 else f"{name} ({id_})" for id_, name in named]
+    names = _column(categories, "name", str, "category", json_path)
+    class_names = unique_names(dict(zip(category_ids, names, strict=True)))
     category_ids = sorted(category_ids)
 
     image_ids = _unique_ids(images, "image", json_path)
@@ -75,22 +59,33 @@ def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
     segmentations = check_segmentations(annotations, [sizes[owner] for owner in owners])
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
     names = dict(zip(image_ids, file_names, strict=True))
-    records, skipped = {image_id: [] for image_id in image_ids}, []
+    visible, invisible = ({image_id: [] for image_id in image_ids} for _ in range(2))
+    skipped = []
     for row, id_, owner, kind, segmentation in zip(
         annotations, ids, owners, kinds, segmentations, strict=True
     ):
+        kept = visible
         if isinstance(segmentation, str):
             skipped.append(f"annotation {id_} of image {owner} ({names[owner]}): {segmentation}")
-        else:
-            crowd = bool(row.get("iscrowd"))
-            records[owner].append(Annotation(id_, labels[kind], segmentation, crowd))
+            if segmentation not in INVISIBLE:
+                continue
+            kept, segmentation = invisible, []
+        crowd, area = bool(row.get("iscrowd")), row.get("area")
+        area = area if type(area) in (int, float) else None
+        kept[owner].append(Annotation(id_, labels[kind], segmentation, crowd, area))
     return Dataset(
         json_path,
         image_folder,
-        tuple(class_names),
+        class_names,
         tuple(category_ids),
         tuple(
-            ImageRecord(image_id, image_folder / names[image_id], *size, tuple(records[image_id]))
+            ImageRecord(
+                image_id,
+                image_folder / names[image_id],
+                *size,
+                tuple(visible[image_id]),
+                tuple(invisible[image_id]),
+            )
             for image_id, size in sizes.items()
         ),
         tuple(skipped),
@@ -179,7 +174,7 @@ def check_images(dataset: Dataset, workers: int | None = None) -> None:
 
     def fault(record: ImageRecord) -> str | None:
         try:
-            decode_image(record.path, (record.height, record.width), draft=True)
+            decode_image(record.path, (record.height, record.width), 8)
         except InputError as error:
             return str(error)
 

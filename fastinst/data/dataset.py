@@ -1,10 +1,17 @@
 """A data set of images with instance masks, whatever format its files have."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_utils
+
+from fastinst.errors import InputError
+
+
+class MissingSplit(InputError):
+    """A data set is there, but without the wanted split; the message says what was looked for."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -13,33 +20,47 @@ class Annotation:
 
     label: contiguous class index
     segmentation: a list of polygons (float64 arrays x0, y0, x1, y1, ... in pixels; plain lists do
-        too), of which the object is the union, or an RLE dict, compressed or not
+        too), of which the object is the union and of which there may be none, or an RLE dict,
+        compressed or not
+    area: in pixels, as the file gives it; None if it gives none
     """
 
     id: int
     label: int
     segmentation: list[np.ndarray] | dict
     iscrowd: bool
+    area: float | None = None
+
+    def rle(self, height: int, width: int) -> dict:
+        """The compressed run-length code of the mask, the size being the image's."""
+        if not self.segmentation:
+            nothing = {"size": [height, width], "counts": [height * width]}
+            return mask_utils.frPyObjects(nothing, height, width)
+        if isinstance(self.segmentation, list):
+            return mask_utils.merge(mask_utils.frPyObjects(self.segmentation, height, width))
+        if isinstance(self.segmentation["counts"], list):
+            return mask_utils.frPyObjects(self.segmentation, height, width)
+        return self.segmentation
 
     def mask(self, height: int, width: int) -> np.ndarray:
         """bool [height, width], the size being the image's."""
-        rle = self.segmentation
-        if isinstance(rle, list):
-            rle = mask_utils.merge(mask_utils.frPyObjects(rle, height, width))
-        elif isinstance(rle["counts"], list):
-            rle = mask_utils.frPyObjects(rle, height, width)
-        return np.ascontiguousarray(mask_utils.decode(rle).view(bool))
+        return np.ascontiguousarray(mask_utils.decode(self.rle(height, width)).view(bool))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ImageRecord:
-    """One image of a data set; height and width as its annotations give them."""
+    """One image of a data set; height and width as its annotations give them.
+
+    invisible: annotations that are well-formed but cover no pixel. Nothing can be learnt from
+        them, and they are listed in the data set's `skipped`; the evaluation counts them as missed.
+    """
 
     id: int
     path: Path
     height: int
     width: int
     annotations: tuple[Annotation, ...]
+    invisible: tuple[Annotation, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,3 +81,12 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def unique_names(names: dict[int, str]) -> tuple[str, ...]:
+    """Class names by ascending category id; those of one name are told apart by it, since results
+    are kept by name."""
+    counts = Counter(names.values())
+    return tuple(
+        name if counts[name] == 1 else f"{name} ({id_})" for id_, name in sorted(names.items())
+    )

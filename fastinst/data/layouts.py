@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from fastinst.data.dataset import MissingSplit
 from fastinst.errors import InputError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
@@ -16,14 +17,18 @@ LAYOUTS = (
 )
 
 
-def find_coco(path: str | Path, split: str) -> tuple[Path, Path]:
+def find_coco(
+    path: str | Path, split: str, image_folder: str | Path | None = None
+) -> tuple[Path, Path]:
     """The COCO JSON of a split and the folder of its images.
 
     path: a JSON, which is taken whatever the split, or a dataset's folder in one of the LAYOUTS
         (`{}` being the split, "valid" and the like included). A folder with one JSON only is that
         dataset for either split, unless the JSON is named after the other one.
     split: "train" or "val"
-    Raises InputError if there is no such JSON, more than one, or no folder with its images.
+    image_folder: where the images are, if it is not to be found out
+    Raises MissingSplit if there is no such JSON, InputError if there is more than one or no folder
+    with its images.
     """
     path = Path(path)
     if path.is_dir():
@@ -32,15 +37,25 @@ def find_coco(path: str | Path, split: str) -> tuple[Path, Path]:
         json_path = path
     else:
         raise InputError(f"{path}: no such file or folder")
-    return json_path, _find_image_folder(json_path)
+    if image_folder is None:
+        return json_path, _find_image_folder(json_path)
+    if not Path(image_folder).is_dir():
+        raise InputError(f"{image_folder}: no such folder of images")
+    return json_path, Path(image_folder)
 
 
-def _find_json(folder: Path, split: str) -> Path:
+def named_jsons(folder: Path, split: str) -> set[Path]:
+    """The files of a folder in one of the LAYOUTS."""
     for name in SPLITS[split]:
         found = {match for layout in LAYOUTS for match in folder.glob(layout.format(name))}
         if found:
-            break
-    else:
+            return found
+    return set()
+
+
+def _find_json(folder: Path, split: str) -> Path:
+    found = named_jsons(folder, split)
+    if not found:
         others = {name for names in SPLITS.values() for name in names} - set(SPLITS[split])
         found = {*folder.glob("*.json"), *folder.glob("annotations/*.json")}
         found = {match for match in found if not others & _words(match.stem)}
@@ -53,7 +68,7 @@ def _find_json(folder: Path, split: str) -> Path:
             "name the one to use instead of the folder"
         )
     looked_for = "\n  ".join(layout.format(SPLITS[split][0]) for layout in LAYOUTS)
-    raise InputError(
+    raise MissingSplit(
         f"{folder}: no COCO annotations for the split {split!r}. Looked for\n  {looked_for}\n"
         f"where {' or '.join(SPLITS[split])} may name the split. A usual layout is\n"
         f"  {folder}/annotations/instances_{split}.json\n  {folder}/{split}/*.jpg"

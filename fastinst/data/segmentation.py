@@ -6,6 +6,12 @@ from itertools import chain
 import numpy as np
 from pycocotools import mask as mask_utils
 
+OUTSIDE = "it lies outside the image"
+FAR = "a point lies far outside the image"
+NO_AREA = "its area is zero"
+# Why a well-formed segmentation is left out: it has no mask, and the evaluation misses it.
+INVISIBLE = (OUTSIDE, FAR, NO_AREA)
+
 
 def check_segmentations(
     annotations: list[dict], sizes: list[tuple[int, int]]
@@ -54,11 +60,11 @@ def check_segmentations(
         fault = ""
         if suspect:
             if outside[k]:
-                fault = "it lies outside the image"
+                fault = OUTSIDE
             elif far[k]:
-                fault = "a point lies far outside the image"
+                fault = FAR
             elif not _covers_a_pixel(polygon, sizes[i]):
-                fault = "its area is zero"
+                fault = NO_AREA
         if isinstance(result[i], str):
             result[i] = fault or [polygon]
         elif not fault:
@@ -96,7 +102,7 @@ def _checked_rle(rle: dict, size: tuple[int, int]) -> dict | str:
     pixels = size[0] * size[1]
     if runs.min() < 0 or runs.max() > pixels or runs.sum() != pixels:
         return "its RLE is corrupt: its runs do not add up to the image"
-    return {"size": list(size), "counts": rle["counts"]} if runs[1::2].any() else "its area is zero"
+    return {"size": list(size), "counts": rle["counts"]} if runs[1::2].any() else NO_AREA
 
 
 def _runs(counts: object) -> np.ndarray:

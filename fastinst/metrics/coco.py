@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 
 import torch
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from fastinst.data.dataset import Dataset
 from fastinst.data.loader import EvaluationImages
+from fastinst.data.workers import read_batches
 from fastinst.errors import InputError
 from fastinst.interrupts import ignore_interrupts
 from fastinst.ops import encode_masks
@@ -91,7 +91,7 @@ class CocoEvaluator:
         A number without ground truth to compute it from is nan.
         """
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = _ground_truth(self.dataset)
+            truth = _ground_truth(self.dataset, self.image_ids)
             # loadRes cannot load an empty list, and it writes into the dicts of others.
             copies = [dict(result) for result in self.results()]
             results = truth.loadRes(copies) if copies else COCO()
@@ -113,54 +113,39 @@ class CocoEvaluator:
         }
 
 
-def _ground_truth(dataset: Dataset) -> COCO:
-    """The data set as pycocotools wants it: what load_coco kept, with the areas of the JSON.
+def _ground_truth(dataset: Dataset, image_ids: list[int]) -> COCO:
+    """The data set as pycocotools wants it, with the annotations of these images.
 
-    A well-formed annotation that load_coco left out because it covers no pixel is one that
-    nothing can match; pycocotools counts it as missed, and so it counts here.
+    An annotation that covers no pixel is one that nothing can match; pycocotools counts it as
+    missed, and so it counts here.
     """
-    rows = {row["id"]: row for row in json.loads(dataset.source.read_bytes())["annotations"]}
-    sizes = {r.id: [r.height, r.width] for r in dataset.images}
-    kept = [(record.id, a) for record in dataset.images for a in record.annotations]
-    annotations = []
-    for image_id, annotation in kept:
-        row = rows.pop(annotation.id)
-        # COCO's areas are those of the polygons, a little different from those of the masks.
-        area = row.get("area")
-        mask_area = area is None and int(annotation.mask(*sizes[image_id]).sum())
-        annotations.append(
-            {
-                "image_id": image_id,
-                "category_id": row["category_id"],
-                "segmentation": annotation.segmentation,
-                "iscrowd": int(annotation.iscrowd),
-                "area": mask_area if area is None else area,
-            }
-        )
-    for row in rows.values():
-        size = sizes[row["image_id"]]
-        if _is_well_formed(row.get("segmentation"), size):
-            nothing = {"size": size, "counts": [size[0] * size[1]]}
-            row |= {"segmentation": nothing, "area": row.get("area") or 0}
-            annotations.append(row | {"iscrowd": int(bool(row.get("iscrowd")))})
+    annotations, counting = [], set(image_ids)
+    for record in dataset.images:
+        if record.id not in counting:
+            continue
+        size = (record.height, record.width)
+        for annotation in record.annotations + record.invisible:
+            code, area = annotation.rle(*size), annotation.area
+            annotations.append(
+                {
+                    # pycocotools takes a match with annotation 0 for no match, so count from 1.
+                    "id": len(annotations) + 1,
+                    "image_id": record.id,
+                    "category_id": dataset.category_ids[annotation.label],
+                    "segmentation": code,
+                    "iscrowd": int(annotation.iscrowd),
+                    # COCO's areas are those of the polygons, a little different from the masks'.
+                    "area": int(rle.area(code)) if area is None else area,
+                }
+            )
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": i, "height": h, "width": w} for i, (h, w) in sizes.items()],
+        "images": [{"id": r.id, "height": r.height, "width": r.width} for r in dataset.images],
         "categories": [{"id": i} for i in dataset.category_ids],
-        # pycocotools takes a match with annotation 0 for no match, so count from 1.
-        "annotations": [a | {"id": i} for i, a in enumerate(annotations, start=1)],
+        "annotations": annotations,
     }
     truth.createIndex()
     return truth
-
-
-def _is_well_formed(segmentation: object, size: list[int]) -> bool:
-    """Whether pycocotools can make a mask of it."""
-    if isinstance(segmentation, list):
-        return bool(segmentation) and all(
-            isinstance(part, list) and len(part) >= 6 for part in segmentation
-        )
-    return isinstance(segmentation, dict) and segmentation.get("size") == size
 
 
 def _percent(value: float) -> float:
@@ -233,7 +218,7 @@ def evaluate(
     Under torch.distributed every process calls this and does its share of the images; the
     evaluator of rank 0 then holds all results, each other one only its own.
     The model's training mode is what it was when this returns.
-    Raises InputError for an image that cannot be read.
+    Raises InputError for an image that cannot be read, or if a worker dies.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if labels is None:
@@ -252,7 +237,8 @@ def evaluate(
     model.eval()
     try:
         with torch.inference_mode():
-            for sample in tqdm(loader, "evaluate", disable=not progress or rank > 0):
+            disable = not progress or rank > 0
+            for sample in tqdm(read_batches(loader), "evaluate", len(share), disable=disable):
                 batch, image_sizes = model.preprocess([sample["image"].to(device)])
                 outputs = model(batch)
                 (found,) = postprocess(outputs, image_sizes, [sample["size"]])

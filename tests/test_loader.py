@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from fastinst.data import loader as loader_module
 from fastinst.data.augment import Augmentation
 from fastinst.data.coco import load_coco
 from fastinst.data.dataset import Dataset
+from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.loader import EpochSampler, EvaluationImages, TrainingImages, collate
 from fastinst.errors import InputError
 
@@ -48,23 +50,30 @@ def test_training_samples(tmp_path):
         image, target = sample["image"], sample["target"]
         assert image.dtype == torch.uint8 and image.shape[0] == 3
         assert target["labels"].tolist() == [0] and target["labels"].dtype == torch.int64
-        assert target["masks"].dtype == torch.bool
-        assert target["masks"].shape == (1, *image.shape[1:])
+        assert target["masks"].dtype == torch.int32
+        assert target["masks"].shape == (1, image.shape[1], -(-image.shape[2] // 32))
+        assert sample["replaced"] is None
     assert any(not same(samples[i], samples[i + 3]) for i in range(3))
+    seeds = [sample["target"]["seed"] for sample in samples]
+    assert len(set(seeds)) == 6 and all(type(s) is int and 0 <= s < 2**63 for s in seeds)
+    assert max(seeds) > 2**60
 
 
 def same(a: dict, b: dict) -> bool:
     return (
         a["image_id"] == b["image_id"]
+        and a["target"]["seed"] == b["target"]["seed"]
         and torch.equal(a["image"], b["image"])
         and torch.equal(a["target"]["masks"], b["target"]["masks"])
     )
 
 
-def test_workers_do_not_change_the_samples(tmp_path):
-    images = TrainingImages(write_dataset(tmp_path), SMALL, seed=3)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
+@pytest.mark.parametrize("augmentation", [SMALL, LargeScaleJitter(64)])
+def test_workers_do_not_change_the_samples(tmp_path, augmentation):
+    images = TrainingImages(write_dataset(tmp_path), augmentation, seed=3)
     streams = []
-    for workers in (0, 2):
+    for workers in (0, 1, 3):
         loader = DataLoader(
             images,
             batch_sampler=EpochSampler(len(images), 2, seed=3),
@@ -72,20 +81,83 @@ def test_workers_do_not_change_the_samples(tmp_path):
             collate_fn=collate,
         )
         streams.append([sample for batch in itertools.islice(loader, 5) for sample in batch])
-    assert len(streams[0]) == len(streams[1]) == 10
-    assert all(same(a, b) for a, b in zip(*streams, strict=True))
-    other_seed = TrainingImages(write_dataset(tmp_path), SMALL, seed=4)
+    assert [len(stream) for stream in streams] == [10, 10, 10]
+    assert all(same(a, b) and same(a, c) for a, b, c in zip(*streams, strict=True))
+    other_seed = TrainingImages(write_dataset(tmp_path), augmentation, seed=4)
     assert not all(same(images[0, i], other_seed[0, i]) for i in range(3))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_by_the_loader(tmp_path, workers):
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """Waiting is recorded instead."""
+    waits = []
+    monkeypatch.setattr(loader_module.time, "sleep", waits.append)
+    return waits
+
+
+def test_the_next_image_stands_in_for_an_unreadable_one(tmp_path, waits):
     images = TrainingImages(write_dataset(tmp_path), SMALL, seed=0)
-    (tmp_path / "2.png").write_bytes(b"nothing")
+    before = [images[0, index] for index in range(3)]
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:100])
+    (tmp_path / "5.png").unlink()
+    after = [images[0, index] for index in range(3)]
+    assert same(before[0], after[0]) and after[0]["replaced"] is None
+    assert [sample["image_id"] for sample in after] == [1, 1, 1]
+    assert "2.png: cannot be decoded" in after[1]["replaced"]
+    assert "5.png: no such image" in after[1]["replaced"]
+    assert "2.png" not in after[2]["replaced"] and "5.png" in after[2]["replaced"]
+    assert [sample["target"]["seed"] for sample in after] == [s["target"]["seed"] for s in before]
+    assert all(same(images[0, index], after[index]) for index in range(3))
+    assert set(waits) == {0.5}
+
+
+def test_an_unreadable_image_is_tried_twice(tmp_path, monkeypatch):
+    images = TrainingImages(write_dataset(tmp_path), SMALL, seed=0)
+    before = images[0, 1]
+    content = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").unlink()
+    monkeypatch.setattr(
+        loader_module.time, "sleep", lambda _: (tmp_path / "2.png").write_bytes(content)
+    )
+    assert same(images[0, 1], before) and images[0, 1]["replaced"] is None
+
+
+@pytest.mark.parametrize("count", [2, 10, 11, 12])
+def test_many_unreadable_images_are_an_error(tmp_path, waits, count):
+    images = TrainingImages(write_dataset(tmp_path, [False] * 12), SMALL, seed=0)
+    for i in range(3, 3 + count):
+        (tmp_path / f"{(i - 1) % 12 + 1}.png").unlink()
+    if count <= 10:
+        assert images[0, 2]["image_id"] == (2 + count) % 12 + 1
+    else:
+        with pytest.raises(InputError, match=r"11 images .* disk .* The first: .*3\.png: no such"):
+            images[0, 2]
+
+
+def test_an_error_in_a_worker_is_the_callers(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader_module, "RETRY_SECONDS", 0)
+    images = TrainingImages(write_dataset(tmp_path), SMALL, seed=0)
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"nothing")
     sampler = EpochSampler(len(images), 3, seed=0)
-    loader = DataLoader(images, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
-    with pytest.raises(InputError, match=r"2\.png: cannot be decoded"):
+    loader = DataLoader(images, batch_sampler=sampler, num_workers=1, collate_fn=collate)
+    with pytest.raises(InputError, match=r"3 images .*\.png: cannot be decoded"):
         next(iter(loader))
+
+
+def test_a_batch_may_have_no_object(tmp_path):
+    """What a crop shows nothing of is left out, and the sample is still one."""
+    dataset = write_dataset(tmp_path, [False])
+    settings = Augmentation(
+        short_edges=(40,), max_edge=99, crop_probability=1, crop_resize=(400,), crop_range=(8, 8)
+    )
+    images = TrainingImages(dataset, settings, seed=0)
+    samples = [images[epoch, 0] for epoch in range(60)]
+    counts = {len(sample["target"]["labels"]) for sample in samples}
+    assert counts == {0, 1}
+    for sample in samples:
+        masks = sample["target"]["masks"]
+        assert masks.dtype == torch.int32 and masks.shape[1:] == (40, 2)
 
 
 def test_nothing_to_learn_from(tmp_path):

@@ -33,15 +33,26 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         unless only the image as stored has this size. Without it the orientation is applied.
     Raises InputError, naming the file, if it cannot be decoded or has another size.
     """
+    return read_reduced(path, size, 1)[0]
+
+
+def read_reduced(
+    path: str | Path, size: tuple[int, int] | None, reduction: int
+) -> tuple[np.ndarray, int]:
+    """`read_image`, but what is cheaper to read at a fraction of its size may come like that.
+
+    reduction: 1, 2, 4 or 8
+    Returns the image and by how much it was reduced: 1 or `reduction`.
+    """
     with quiet_pillow():
-        image = decode_image(Path(path), size)
+        image, reduction = decode_image(Path(path), size, reduction)
         if not image.mode.startswith(("I", "F")):
-            return np.array(image.convert("RGB"))
+            return np.array(image.convert("RGB")), reduction
     gray = np.asarray(image)
     if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
         raise InputError(f"{path}: pixels of more than 16 bits; convert it to 8 bits")
     gray = ((gray.astype(np.int32) + 128) // 257).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
+    return np.repeat(gray[:, :, None], 3, axis=2), reduction
 
 
 @contextmanager
@@ -55,28 +66,53 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def decode_image(path: Path, size: tuple[int, int] | None, draft: bool = False) -> Image.Image:
+def decode_image(
+    path: Path, size: tuple[int, int] | None, reduction: int = 1
+) -> tuple[Image.Image, int]:
     """The decoded image, in its own mode, in the orientation that read_image describes.
 
-    draft: decode a JPEG at an eighth of its size, which still reads the whole file
+    reduction: decode a JPEG that needs no turning at 1/2, 1/4 or 1/8 of its size, rounded up,
+        which is faster and still reads the whole file
+    Returns the image and its reduction.
     """
     try:
         with Image.open(path) as image:
             stored = image.size[::-1]
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            upright = stored[::-1] if turned else stored
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            upright = stored[::-1] if orientation >= 5 else stored
             if size is not None and tuple(size) not in (stored, upright):
                 raise InputError(
                     f"{path}: the image is {upright[1]} x {upright[0]}, "
                     f"its annotations are for {size[1]} x {size[0]} (width x height)"
                 )
-            if draft:
-                image.draft(None, (1, 1))
+            if min(stored) < reduction or orientation != 1 or image.format != "JPEG":
+                reduction = 1
+            if reduction > 1:
+                image.draft(None, (stored[1] // reduction, stored[0] // reduction))
             image.load()
-            return image if size not in (None, upright) else ImageOps.exif_transpose(image)
+            if orientation == 1 or size not in (None, upright):
+                return image, reduction
+            return ImageOps.exif_transpose(image), reduction
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise InputError(f"{path}: cannot be decoded: {error}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image in its EXIF orientation; but for TIFF, only the header is read.
+
+    Raises InputError, naming the file, if it is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "TIFF":  # Pillow turns it: its size when opening, its tags in load()
+                image.load()
+            width, height = image.size
+            # PNG's own getexif decodes all pixels to look for metadata behind them.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise InputError(f"{path}: no image: {error}") from error
+    return (width, height) if orientation >= 5 else (height, width)

@@ -1,5 +1,7 @@
 """Datasets for torch's DataLoader, and the order in which training reads them."""
 
+import pickle
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,22 +9,33 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from fastinst.data.augment import Augmentation, augment, resize_shortest_edge
-from fastinst.data.dataset import Dataset
-from fastinst.data.images import read_image
+from fastinst.data.augment import Augmentation, resize_shortest_edge
+from fastinst.data.dataset import Dataset, ImageRecord
+from fastinst.data.images import read_image, read_reduced
+from fastinst.data.large_scale_jitter import LargeScaleJitter
+from fastinst.data.objects import Objects
 from fastinst.errors import InputError
+
+RETRY_SECONDS = 0.5
+# More than these in a row are no accident of single files.
+MAX_UNREADABLE = 10
 
 
 class TrainingImages:
     """The augmented images of a dataset that have annotations other than crowds.
 
     `images[epoch, index]` depends on the seed, epoch and index only, not on the worker:
-    {"image": uint8 [3, h, w], "target": {"labels": int64 [N], "masks": bool [N, h, w]},
-    "image_id": int}.
-    Raises InputError if no image has such an annotation or, on access, if one cannot be read.
+    {"image": uint8 [3, h, w], "target": {"labels": int64 [N], "masks": int32 [N, h, ceil(w / 32)]
+    in the bits of `fastinst.ops.pack_bits`, "seed": int of 63 bits, for the loss}, "image_id":
+    int, "replaced": str or None}.
+
+    An image that can no longer be read is tried again once, for the sake of network disks. Then
+    the next that can stands in for it, and "replaced" has the error; "image_id" is the stand-in's.
+    Raises InputError if no image has such an annotation or, on access, if MAX_UNREADABLE images
+    one after the other, or all there are, cannot be read.
     """
 
-    def __init__(self, dataset: Dataset, settings: Augmentation, seed: int):
+    def __init__(self, dataset: Dataset, settings: Augmentation | LargeScaleJitter, seed: int):
         self.records = [
             record for record in dataset.images if any(not a.iscrowd for a in record.annotations)
         ]
@@ -32,6 +45,11 @@ class TrainingImages:
                 f"{dataset.source}: no image has an annotation to learn from"
                 + (skipped + dataset.skipped[0] if dataset.skipped else "")
             )
+        # One array and no Python objects: a worker that counts references to those of its parent
+        # copies their memory, page after page, until every worker has all of it.
+        pickled = [pickle.dumps(Objects(record.annotations), 5) for record in self.records]
+        self._ends = np.cumsum([0, *map(len, pickled)])
+        self._pickled = np.frombuffer(b"".join(pickled), np.uint8)
         self.settings = settings
         self.seed = seed
 
@@ -40,15 +58,46 @@ class TrainingImages:
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        record = self.records[index]
-        rng = np.random.default_rng((self.seed, epoch, index))
-        image = read_image(record.path, (record.height, record.width))
-        image, labels, masks = augment(image, record.annotations, rng, self.settings)
-        return {
-            "image": _to_tensor(image),
-            "target": {"labels": torch.from_numpy(labels), "masks": torch.from_numpy(masks)},
-            "image_id": record.id,
-        }
+        errors = []
+        for place in range(index, index + min(MAX_UNREADABLE + 1, len(self))):
+            place %= len(self)
+            record = self.records[place]
+            rng = np.random.default_rng((self.seed, epoch, index))
+            seed = int(rng.integers(2**63))
+            view = self.settings.draw(record.height, record.width, rng)
+            try:
+                image = view.render(*_read_with_retry(record, view.reduction))
+            except InputError as error:
+                errors.append(str(error))
+                continue
+            labels, masks = view.masks(self.objects(place))
+            return {
+                "image": image,
+                "target": {
+                    "labels": torch.from_numpy(labels),
+                    "masks": torch.from_numpy(masks),
+                    "seed": seed,
+                },
+                "image_id": record.id,
+                "replaced": "; ".join(errors) or None,
+            }
+        raise InputError(
+            f"{len(errors)} images one after the other cannot be read any more; is the disk still "
+            f"there? The first: {errors[0]}"
+        )
+
+    def objects(self, place: int) -> Objects:
+        """Of the image `self.records[place]`."""
+        return pickle.loads(self._pickled[self._ends[place] : self._ends[place + 1]])
+
+
+def _read_with_retry(record: ImageRecord, reduction: int) -> tuple[np.ndarray, int]:
+    size = (record.height, record.width)
+    try:
+        return read_reduced(record.path, size, reduction)
+    except InputError:
+        time.sleep(RETRY_SECONDS)
+        return read_reduced(record.path, size, reduction)
 
 
 class EpochSampler(Sampler):

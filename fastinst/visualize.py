@@ -3,6 +3,7 @@
 import colorsys
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from fastinst.data.dataset import ImageRecord
+from fastinst.files import write_whole
 from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.results import Instances
 
@@ -172,12 +174,18 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 def side_by_side(left: np.ndarray, right: np.ndarray, titles: tuple[str, str]) -> np.ndarray:
     """Two uint8 [H, W, 3] pictures next to each other, each below its title."""
-    return grid([_titled(left, titles[0]), _titled(right, titles[1])], columns=2)
+    return grid([titled(left, titles[0]), titled(right, titles[1])], columns=2)
 
 
-def _titled(picture: np.ndarray, title: str) -> np.ndarray:
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
     height, width = picture.shape[:2]
     font = ImageFont.load_default(size=max(12, round(math.sqrt(height * width) / 35)))
     bar = Image.new("RGB", (width, 2 * font.size), BACKGROUND)
     ImageDraw.Draw(bar).text((width / 2, font.size), title, FOREGROUND, font, anchor="mm")
     return np.concatenate([np.array(bar), picture])
+
+
+def save_jpeg(path: Path | str, picture: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] whole; raises InputError if that fails."""
+    with write_whole(path) as file:
+        Image.fromarray(picture).save(file, "JPEG", quality=92, subsampling=0)

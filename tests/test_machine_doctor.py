@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastinst import doctor, ops, toolchain
+from fastinst import machine_doctor, ops, toolchain
 from fastinst.ops import kernels
 
 H200, V100 = {"NVIDIA H200": "9.0"}, {"Tesla V100": "7.0"}
@@ -48,13 +48,13 @@ def machine(monkeypatch):
     patch(ops, "active_kernels", lambda _: {"attention_mask": state.compiled})
     patch(kernels, "why_not_loaded", lambda: state.not_loaded)
     patch(kernels, "build_record", lambda: state.record)
-    patch(doctor, "driver_versions", lambda: state.driver)
+    patch(machine_doctor, "driver_versions", lambda: state.driver)
     patch(toolchain, "find_cxx", lambda: find("c++"))
     patch(toolchain, "find_nvcc", lambda: find("nvcc"))
 
-    def diagnose() -> list[doctor.Problem]:
+    def diagnose() -> list[machine_doctor.Problem]:
         torch.version.cuda = state.torch_cuda
-        return [*doctor.cpu_problems(), *doctor.gpu_problems(state.gpus)]
+        return [*machine_doctor.cpu_problems(), *machine_doctor.gpu_problems(state.gpus)]
 
     state.diagnose = diagnose
     return state
@@ -146,10 +146,10 @@ def test_driver_and_gpus_are_read_from_nvidia_smi(tmp_path, monkeypatch):
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.driver_versions() == ("580.159.04", "13.0")
+    assert machine_doctor.driver_versions() == ("580.159.04", "13.0")
     assert toolchain.gpus() == {"NVIDIA H200": "9.0", "A, b": "8.6"}
     monkeypatch.setenv("PATH", "/nowhere")
-    assert doctor.driver_versions()[0] == ""
+    assert machine_doctor.driver_versions()[0] == ""
     assert toolchain.gpus() == {}
 
 
@@ -158,7 +158,7 @@ def test_rebuilding_from_a_checkout_and_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels, "PACKAGE", tmp_path / "fastinst")
     python, folder = shlex.quote(sys.executable), shlex.quote(str(tmp_path))
     command = f"X=1 {python} -m pip install --no-deps --editable {folder}"
-    assert doctor.rebuild("X=1") == command
+    assert machine_doctor.rebuild("X=1") == command
     (tmp_path / "setup.py").unlink()
     for origin, source in (
         ({"url": "file:///home/me/a%20b"}, "file:///home/me/a%20b"),
@@ -168,14 +168,16 @@ def test_rebuilding_from_a_checkout_and_from_elsewhere(tmp_path, monkeypatch):
         ),
     ):
         package = SimpleNamespace(read_text=lambda _, origin=origin: json.dumps(origin))
-        monkeypatch.setattr(doctor.importlib.metadata, "distribution", lambda _, p=package: p)
-        assert doctor.rebuild("X=1").endswith(f"--force-reinstall {source}")
+        monkeypatch.setattr(
+            machine_doctor.importlib.metadata, "distribution", lambda _, p=package: p
+        )
+        assert machine_doctor.rebuild("X=1").endswith(f"--force-reinstall {source}")
 
 
 def test_the_whole_report(capsys, monkeypatch):
     monkeypatch.setattr(kernels, "why_not_loaded", lambda: "it is broken")
-    monkeypatch.setattr(doctor, "find_gpus", dict)
-    assert doctor.main() == 1
+    monkeypatch.setattr(machine_doctor, "find_gpus", dict)
+    assert machine_doctor.examine_machine() == 1
     report = capsys.readouterr().out
     for name in ops.active_kernels("cpu"):
         assert name in report

@@ -55,6 +55,7 @@ def save_checkpoint(
     class_names: Sequence[str] | None,
     category_ids: Sequence[int] | None,
     training: dict[str, Any] | None = None,
+    former: Path | str | None = None,
 ) -> None:
     """Writes the model, its configuration and its classes to one file, whole or not at all.
 
@@ -62,6 +63,7 @@ def save_checkpoint(
         class_names, category_ids: by label, one for each of the model's classes
         training: what resuming needs: tensors, numbers, strings, and dicts, lists and tuples of
             them; `read_checkpoint` refuses any other object
+        former: where the file that `path` names until then is kept, as in `write_whole`
 
     Raises:
         InputError: the file cannot be written.
@@ -75,7 +77,7 @@ def save_checkpoint(
     }
     if training is not None:
         checkpoint["training"] = training
-    with write_whole(path) as file:
+    with write_whole(path, former) as file:
         try:
             torch.save(checkpoint, file)
         except RuntimeError as error:

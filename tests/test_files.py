@@ -1,10 +1,19 @@
+import os
+import signal
+
 import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
-from fastinst.files import check_output_file, make_output_folder, write_whole
+from fastinst.files import (
+    check_output_file,
+    make_output_folder,
+    remove_unfinished,
+    sync_folder,
+    write_whole,
+)
 
 
 def names(folder):
@@ -29,6 +38,46 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
         file.write(b"half")
         raise error
     assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
+
+
+def test_the_former_file_is_kept_under_its_other_name(tmp_path):
+    path, former = tmp_path / "file", tmp_path / "former"
+    for content in (b"1", b"2", b"3"):
+        with write_whole(path, former) as file:
+            file.write(content)
+    assert (path.read_bytes(), former.read_bytes()) == (b"3", b"2")
+    with pytest.raises(RuntimeError), write_whole(path, former) as file:
+        raise RuntimeError
+    assert (path.read_bytes(), former.read_bytes()) == (b"3", b"2")
+    # As a process leaves them that ends between the two renames, with one it had not come to.
+    former.unlink()
+    former.hardlink_to(path)
+    with write_whole(path, former) as file:
+        file.write(b"4")
+    assert (path.read_bytes(), former.read_bytes()) == (b"4", b"3")
+    assert names(tmp_path) == ["file", "former"]
+
+
+def test_what_a_killed_process_leaves_can_be_removed(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with write_whole(tmp_path / "file") as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = names(tmp_path)
+    assert left.startswith(".file.")
+    (tmp_path / ".other.abc.unfinished").touch()
+    (tmp_path / ".file.settings").touch()
+    remove_unfinished(tmp_path / "file")
+    assert names(tmp_path) == [".file.settings", ".other.abc.unfinished"]
+    remove_unfinished(tmp_path / "no folder" / "file")
+
+
+def test_folders_that_cannot_be_synchronised_are_no_error(tmp_path):
+    sync_folder(tmp_path)
+    sync_folder(tmp_path / "none")
 
 
 def test_what_cannot_be_written_is_an_input_error(tmp_path):

@@ -43,7 +43,7 @@ step() {
 on_gpu() { step "$1" "$2" env FASTINST_DEVICE=cuda "${@:3}"; }
 pytest=("$python" -m pytest -q --tb=short -p no:cacheprovider)
 ops=(deform_conv2d masked_cross_attention attention_to_queries attention_mask select_queries
-  read_out_masks)
+  read_out_masks sample_masks uncertain_points point_losses)
 op_tests=("${ops[@]/#/tests/test_}")
 
 step machine 30 nvidia-smi

@@ -19,6 +19,10 @@ def bits(*shape):
     return torch.ones(shape, dtype=torch.int32, device="cpu")
 
 
+def indices(*values):
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
 def deform(offset=(1, 18, 6, 6), weight=(3, 4, 3, 3), bias=None, mask=None, stride=ONES):
     bias, mask = (None if shape is None else rand(*shape) for shape in (bias, mask))
     tensors = rand(1, 4, 6, 6), rand(*offset), rand(*weight)
@@ -35,6 +39,18 @@ def select(logits=(1, 3, 6, 6), maps=(1, 4, 6, 6), positions=(1, 4, 6, 6), count
 
 def read_out(logits=(2, 4, 4), padded=(16, 16), image=(16, 16), output=(9, 9)):
     return OPS.read_out_masks(rand(*logits), list(padded), list(image), list(output), False)
+
+
+def uncertain(logits=(2, 4, 4), seeds=2, counts=(8, 24, 6)):
+    return OPS.uncertain_points(rand(*logits), indices(*range(seeds)), *counts)
+
+
+def pairs(logits=(2, 4, 4), masks=(3, 9, 2), index=(0, 2), points=(2, 5, 2)):
+    return rand(*logits), bits(*masks), indices(*index), rand(*points)
+
+
+def sample(masks=(3, 9, 2), points=(2, 5, 2), groups=(0, 1, 1)):
+    return OPS.sample_masks(bits(*masks), rand(*points), indices(*groups))
 
 
 CALLS = {
@@ -75,6 +91,26 @@ CALLS = {
     "image larger than padded": lambda: read_out(image=(16, 17)),
     "masks narrower than their width": lambda: OPS.encode_masks(bits(2, 3, 1), 33),
     "masks as numbers": lambda: OPS.encode_masks(rand(2, 3, 4), 4),
+    "logits of no rows": lambda: uncertain(logits=(2, 0, 4)),
+    "seeds of fewer maps": lambda: uncertain(seeds=1),
+    "seeds as numbers": lambda: OPS.uncertain_points(rand(2, 4, 4), rand(2), 8, 24, 6),
+    "more important points than points": lambda: uncertain(counts=(5, 24, 6)),
+    "more important points than candidates": lambda: uncertain(counts=(8, 5, 6)),
+    "a negative number of points": lambda: uncertain(counts=(-1, 5, 0)),
+    "index of no mask": lambda: OPS.point_losses(*pairs(index=(0, 3))),
+    "negative index": lambda: OPS.point_losses(*pairs(index=(0, -1))),
+    "fewer indices than logits": lambda: OPS.point_losses(*pairs(index=(0,))),
+    "points of fewer pairs": lambda: OPS.point_losses(*pairs((3, 4, 4), index=(0, 1, 2))),
+    "points on a line": lambda: OPS.point_losses(*pairs(points=(2, 5, 1))),
+    "no points": lambda: OPS.point_losses(*pairs(points=(2, 0, 2))),
+    "masks of no words": lambda: OPS.point_losses(*pairs(masks=(3, 9, 0))),
+    "gradient of fewer pairs": lambda: OPS.point_losses_backward(rand(2), rand(1), *pairs()),
+    "group of no points": lambda: sample(groups=(0, 1, 2)),
+    "groups of fewer masks": lambda: sample(groups=(0, 1)),
+    "points of three coordinates": lambda: sample(points=(2, 5, 3)),
+    "points in half precision": lambda: OPS.sample_masks(
+        bits(3, 9, 2), rand(2, 5, 2).half(), indices(0, 1, 1)
+    ),
 }
 
 

@@ -28,10 +28,20 @@ ARGUMENTS = {
     "encode_masks": lambda: [torch.rand(2, 7, 9) > 0.5, 9],
     "masked_cross_attention": lambda: [*randn(*[HEADS] * 3), torch.rand(1, 4, 5) > 0.5],
     "masked_cross_attention_backward": lambda: [*randn(*[HEADS] * 5), torch.rand(1, 4, 5) > 0.5],
+    "point_losses": lambda: [*pairs(), torch.rand(2, 7, 2)],
+    "point_losses_backward": lambda: [*torch.randn(2, 2), *pairs(), torch.rand(2, 7, 2)],
     "read_out_masks": lambda: [torch.randn(2, 4, 4), [16, 16], [16, 12], [20, 15], False],
+    "sample_masks": lambda: [pairs()[1], torch.rand(1, 7, 2), torch.zeros(3, dtype=torch.int64)],
     "select_queries": lambda: [*randn((1, 5, 6, 6), (1, 8, 6, 6), (1, 8, 6, 6)), 4, True],
+    "uncertain_points": lambda: [torch.randn(2, 4, 4), torch.tensor([5, 6]), 8, 24, 6],
 }
 CPU_ONLY = ("encode_masks",)
+
+
+def pairs() -> list[torch.Tensor]:
+    """Logits of two masks, three packed masks and which of them are to be predicted."""
+    masks = torch.randint(-(2**31), 2**31, (3, 8, 1)).to(torch.int32)
+    return [torch.randn(2, 4, 4), masks, torch.tensor([2, 0])]
 
 
 def randn(*shapes) -> list[torch.Tensor]:

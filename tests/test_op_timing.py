@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastinst import op_timing, ops, rivals, timing
-from fastinst.rivals import attention, deform_conv2d, masks
+from fastinst.rivals import attention, deform_conv2d, masks, points
 
 CPU = torch.device("cpu")
 # They stand for something else than the kernel's result.
@@ -17,7 +17,8 @@ OTHERS = ("F.conv2d 3x3", "kernel with projections", "MultiheadAttention (with p
 def small(monkeypatch):
     """The cases at a small size; 6 x 9 cells are not a whole number of words."""
     sizes = {"PADDED": (64, 96), "RESIZED": (60, 90), "ORIGINAL": (33, 47), "QUERIES": 7}
-    for module in (attention, deform_conv2d, masks):
+    sizes |= {"PAIRS": 5, "OBJECTS": 2, "POINTS": 90, "CANDIDATES": 270, "IMPORTANT": 70}
+    for module in (attention, deform_conv2d, masks, points):
         for name, size in sizes.items():
             monkeypatch.setattr(module, name, size, raising=False)
 

@@ -11,8 +11,12 @@ from fastinst.ops.deform_conv2d import deform_conv2d
 from fastinst.ops.encode_masks import encode_masks
 from fastinst.ops.kernels import active_kernels, load_kernels
 from fastinst.ops.masked_cross_attention import masked_cross_attention
+from fastinst.ops.point_losses import point_losses
+from fastinst.ops.random_points import random_points
 from fastinst.ops.read_out_masks import read_out_masks
+from fastinst.ops.sample_masks import sample_masks
 from fastinst.ops.select_queries import activation_rank, select_queries
+from fastinst.ops.uncertain_points import uncertain_points
 
 __all__ = [
     "activation_rank",
@@ -23,8 +27,12 @@ __all__ = [
     "encode_masks",
     "masked_cross_attention",
     "pack_bits",
+    "point_losses",
+    "random_points",
     "read_out_masks",
+    "sample_masks",
     "select_queries",
+    "uncertain_points",
     "unpack_bits",
 ]
 

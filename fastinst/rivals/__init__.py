@@ -11,6 +11,11 @@ from fastinst.rivals.attention import (
 from fastinst.rivals.case import Case
 from fastinst.rivals.deform_conv2d import deform_conv2d_cases
 from fastinst.rivals.masks import encode_masks_cases, read_out_masks_cases, select_queries_cases
+from fastinst.rivals.points import (
+    point_losses_cases,
+    sample_masks_cases,
+    uncertain_points_cases,
+)
 
 CASES = {
     "deform_conv2d": deform_conv2d_cases,
@@ -20,6 +25,9 @@ CASES = {
     "select_queries": select_queries_cases,
     "read_out_masks": read_out_masks_cases,
     "encode_masks": encode_masks_cases,
+    "uncertain_points": uncertain_points_cases,
+    "point_losses": point_losses_cases,
+    "sample_masks": sample_masks_cases,
 }
 
 __all__ = ["CASES", "Case"]

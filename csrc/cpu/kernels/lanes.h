@@ -75,6 +75,45 @@ inline Vec<T> interleave(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// The opposite: a0 a2 ... b0 b2 ... of two vectors, or a1 a3 ... b1 b3 ...
+template <typename T, bool kOdd>
+inline Vec<T> every_second(Vec<T> a, Vec<T> b) {
+#if defined(__clang__)
+  constexpr int n = kLanes<T>, k = kOdd ? 1 : 0;
+  if constexpr (n == 2) {
+    return __builtin_shufflevector(a, b, k, k + 2);
+  } else if constexpr (n == 4) {
+    return __builtin_shufflevector(a, b, k, k + 2, k + 4, k + 6);
+  } else if constexpr (n == 8) {
+    return __builtin_shufflevector(a, b, k, k + 2, k + 4, k + 6, k + 8, k + 10, k + 12, k + 14);
+  } else {
+    return __builtin_shufflevector(a, b, k, k + 2, k + 4, k + 6, k + 8, k + 10, k + 12, k + 14,
+                                   k + 16, k + 18, k + 20, k + 22, k + 24, k + 26, k + 28, k + 30);
+  }
+#else
+  return __builtin_shuffle(a, b, lane_numbers<T>() * 2 + (kOdd ? 1 : 0));
+#endif
+}
+
+// Stores the lanes whose bit is set side by side, and anything behind them, a vector in all; says
+// how many they are.
+template <typename T>
+inline int store_chosen(Int<T>* to, Ints<T> v, uint32_t bits) {
+  int count = 0;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    to[count] = v[i];
+    count += bits >> i & 1;
+  }
+  return count;
+}
+#if defined(__AVX512F__)
+template <>
+inline int store_chosen<float>(Int<float>* to, Ints<float> v, uint32_t bits) {
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(bits), (__m512i)v));
+  return __builtin_popcount(bits);
+}
+#endif
+
 // One number of all lanes, by an operation that joins halves until every lane holds the result.
 template <typename T, typename Join>
 inline T join_lanes(Vec<T> v, const Join& join) {

@@ -72,6 +72,7 @@ using std::isfinite;
 using std::isinf;
 using std::isnan;
 using std::log;
+using std::log1p;
 using std::log2;
 using std::rint;
 using std::sqrt;

@@ -1,152 +1,168 @@
 """The training losses (paper, sections 3.2 to 3.5)."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastinst import ops
 from fastinst.config import ModelConfig
-from fastinst.decoder import Prediction
-from fastinst.errors import InputError
-from fastinst.matcher import Match, Target, sample_points
+from fastinst.decoder import Output
+from fastinst.matcher import Matches
+from fastinst.targets import Targets, nearest_at_p3, to_device
+
+# p4 is this many times smaller than the padded input.
+P4_STRIDE = 16
+TINY = torch.finfo(torch.float32).tiny
 
 
-def pad_targets(targets: list[dict[str, Tensor]], batch: Tensor, num_classes: int) -> list[Target]:
-    """Targets at their images' own sizes to targets in the frame of the padded batch.
+@dataclass(frozen=True)
+class Totals:
+    """What the losses of a whole optimisation step are divided by.
 
-    targets: for each image `labels` [N] int64 in 0..K-1 and `masks` [N, h, w] bool
-    Raises InputError, with the image's place in the batch, for what does not fit.
+    A loss is its sum over a batch, times `processes`, divided by one of the sums. So the losses of
+    a step's parts add up to the loss of all its images at once, and the mean over processes,
+    which is what DistributedDataParallel makes of gradients, is the loss of all their images.
     """
-    if len(targets) != len(batch):
-        raise InputError(f"{len(batch)} images but {len(targets)} targets")
-    dtype = torch.promote_types(batch.dtype, torch.float32)
-    height, width = batch.shape[2:]
-    padded = []
-    for i, target in enumerate(targets):
-        if not {"labels", "masks"} <= target.keys():
-            raise InputError(f"target {i} needs labels and masks, it has {', '.join(target)}")
-        labels, masks = target["labels"], target["masks"]
-        if labels.is_floating_point() or masks.dtype != torch.bool:
-            raise InputError(
-                f"target {i}: labels must be integers and masks bool, "
-                f"got {labels.dtype} and {masks.dtype}"
-            )
-        if labels.dim() != 1 or masks.dim() != 3 or len(labels) != len(masks):
-            raise InputError(
-                f"target {i}: labels must be [N] and masks [N, h, w], "
-                f"got {tuple(labels.shape)} and {tuple(masks.shape)}"
-            )
-        h, w = masks.shape[1:]
-        if h > height or w > width:
-            raise InputError(f"target {i}: masks of {h}x{w} exceed the batch of {height}x{width}")
-        if not labels.is_cuda and ((labels < 0) | (labels >= num_classes)).any():
-            raise InputError(f"target {i}: labels must be in 0..{num_classes - 1}, got {labels}")
-        masks = F.pad(masks.to(batch.device).to(dtype), (0, width - w, 0, height - h))
-        padded.append(Target(labels.to(batch.device, torch.int64), masks))
-    return padded
+
+    # [3] float64: instances; weights of all queries, where one that is matched weighs 1 and
+    # another `no_object_weight`; pixels of p4.
+    sums: Tensor
+    processes: int = 1
+
+    def __add__(self, other: "Totals") -> "Totals":
+        """Of two parts of a step; before `over_processes`."""
+        return Totals(self.sums + other.sums)
+
+    def divisors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """What sums over masks, queries and pixels are divided by; of at least one mask in all."""
+        masks, weight, pixels = (self.sums / self.processes).to(dtype).unbind()
+        # Nothing has a weight if all instances are missing and `no_object_weight` is 0.
+        return masks.clamp(min=1 / self.processes), weight.clamp(min=TINY), pixels
+
+    def over_processes(self, device: torch.device) -> "Totals":
+        """Summed over all processes of a distributed run; each has to call this."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return self
+        sums = to_device(self.sums, device)
+        dist.all_reduce(sums)
+        return Totals(sums, dist.get_world_size())
 
 
-def guidance(matches: list[Match], targets: list[Target], prediction: Prediction) -> Tensor:
+def count_totals(targets: list[dict], padded_size: tuple[int, int], config: ModelConfig) -> Totals:
+    """What the losses of one batch are divided by if it is a step of its own.
+
+    targets: those given to `FastInst.loss`
+    padded_size: (height, width) of the batch
+    """
+    counts = [len(target["labels"]) for target in targets]
+    pixels = (padded_size[0] // P4_STRIDE) * (padded_size[1] // P4_STRIDE)
+    num_queries = min(config.num_queries, pixels)
+    matched = sum(min(count, num_queries) for count in counts)
+    weight = matched + config.no_object_weight * (num_queries * len(counts) - matched)
+    sums = [sum(counts), weight, pixels * len(counts)]
+    return Totals(torch.tensor(sums, dtype=torch.float64, device="cpu"))
+
+
+def guidance(matches: Matches, targets: Targets) -> Tensor:
     """Where each query may attend in the guided pass: its instance's mask on p3's grid.
 
-    [B, N_a, h, w] bool; unmatched queries attend everywhere. One whose mask vanishes at this
-    size has no True at all, which `ops.masked_cross_attention` takes for everywhere.
+    [B, Q, ceil(h w / 32)] int32, bits for `ops.masked_cross_attention`; unmatched queries attend
+    everywhere. One whose mask vanishes at this size has no bit at all, which is everywhere too.
     """
-    attend = torch.ones_like(prediction.masks, dtype=torch.bool)
-    for i, (match, target) in enumerate(zip(matches, targets, strict=True)):
-        small = F.interpolate(target.masks[:, None], size=attend.shape[2:], mode="nearest")[:, 0]
-        attend[i, match.source] = small[match.target] > 0
-    return attend
-
-
-def count_masks(targets: list[Target]) -> float:
-    """Target masks in the batch, averaged over the processes of a distributed run, at least 1."""
-    count = sum(len(target.labels) for target in targets)
-    if dist.is_available() and dist.is_initialized():
-        total = torch.tensor(float(count), device=targets[0].masks.device)
-        dist.all_reduce(total)
-        count = total.item() / dist.get_world_size()
-    return max(count, 1.0)
-
-
-def matched_classes(
-    like: Tensor, matches: list[Match], targets: list[Target], no_object: int
-) -> Tensor:
-    """The class that each of [B, sources] is to predict: its target's, else `no_object`."""
-    classes = torch.full_like(like, no_object, dtype=torch.int64)
-    for row, match, target in zip(classes, matches, targets, strict=True):
-        row[match.source] = target.labels[match.target]
-    return classes
+    masks = F.pad(nearest_at_p3(targets.masks).flatten(1), (0, 0, 0, 1), value=True)
+    return ops.pack_bits(masks)[matches.by_query[-1]]
 
 
 def proposal_loss(
-    class_logits: Tensor, matches: list[Match], targets: list[Target], config: ModelConfig
+    class_logits: Tensor, matches: Matches, targets: Targets, totals: Totals, config: ModelConfig
 ) -> Tensor:
-    """Cross-entropy of every pixel of p4; all but the matched ones are no-object."""
-    dtype = torch.promote_types(class_logits.dtype, torch.float32)
-    logits = class_logits.to(dtype).flatten(2)
-    classes = matched_classes(logits[:, 0], matches, targets, config.num_classes)
-    return config.proposal_weight * F.cross_entropy(logits, classes)
+    """Cross-entropy of every pixel of p4, [B, K + 1, h, w]; all but the matched are no-object."""
+    logits = class_logits.to(_exact(class_logits)).flatten(2)
+    total = F.cross_entropy(logits, _classes(matches.by_pixel, targets, config), reduction="sum")
+    _, _, num_pixels = totals.divisors(logits.dtype)
+    return config.proposal_weight * total / num_pixels
 
 
 def prediction_losses(
-    prediction: Prediction,
-    matches: list[Match],
-    targets: list[Target],
-    num_masks: float,
+    guided: list[Output],
+    ordinary: list[Output],
+    size: tuple[int, int] | torch.Size,
+    matches: Matches,
+    targets: Targets,
+    totals: Totals,
     config: ModelConfig,
     points: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Weighted `loss_ce`, `loss_mask` and `loss_dice` of one head.
+    """Weighted `loss_ce`, `loss_mask` and `loss_dice` of every output, under their final names.
 
+    guided: L outputs, which have the last head's matching
+    ordinary: L + 1 outputs, to which `matches` belong
+    size: (h, w) of p3
     points: [1, P, 2] that masks are compared on; drawn by importance if None
     """
-    logits = prediction.logits
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    classes = matched_classes(logits[..., 0], matches, targets, config.num_classes)
-    class_weights = logits.new_ones(config.num_classes + 1, dtype=dtype)
-    class_weights[-1] = config.no_object_weight
-    loss_ce = F.cross_entropy(logits.to(dtype).transpose(1, 2), classes, class_weights)
-
-    source = torch.cat(
-        [m[match.source] for m, match in zip(prediction.masks, matches, strict=True)]
+    outputs = [*guided, *ordinary]
+    by_query, queries, instances = (
+        torch.cat([x[-1:].expand(len(guided), *x.shape[1:]), x])
+        for x in (matches.by_query, matches.queries, matches.instances)
     )
-    source = source.unsqueeze(1).to(dtype)  # [M, 1, h, w]
-    target = torch.cat([t.masks[m.target] for t, m in zip(targets, matches, strict=True)])
+
+    logits = torch.stack([output.logits for output in outputs])
+    logits = logits.to(_exact(logits)).flatten(0, 2)
+    num_masks, class_weight, _ = totals.divisors(logits.dtype)
+    weights = logits.new_ones(config.num_classes + 1)
+    weights[-1] = config.no_object_weight
+    classes = _classes(by_query, targets, config).flatten()
+    entropies = F.cross_entropy(logits, classes, weights, reduction="none")
+    loss_ce = entropies.view(len(outputs), -1).sum(1) / class_weight
+
+    masks = _matched_masks(outputs, queries, matches.pairs).unflatten(1, tuple(size))
+    instances = instances.flatten()
     if points is None:
-        points = draw_points(source.detach(), config)
-    points = points.to(dtype).expand(len(source), -1, -1)
-    x = sample_points(source, points).squeeze(1)  # [M, P]
-    t = sample_points(target.unsqueeze(1), points).squeeze(1)
-    loss_mask = F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(-1).sum()
-    loss_dice = dice_loss(x, t).sum()
-    return {
+        number = torch.arange(len(outputs), device=masks.device)
+        # Beside the image's seed and the mask's place there: see `pad_targets`.
+        seeds = targets.mask_seeds[instances].view(len(outputs), -1) + (number << 48).unsqueeze(1)
+        points = ops.uncertain_points(
+            masks.detach(),
+            seeds.flatten(),
+            config.num_points,
+            int(config.num_points * config.oversample_ratio),
+            int(config.num_points * config.importance_ratio),
+        )
+    bce, dice = ops.point_losses(masks, targets.masks, instances, points.to(_exact(masks)))
+    shape = (len(outputs), len(matches.pairs))
+    kinds = {
         "loss_ce": config.class_weight * loss_ce,
-        "loss_mask": config.mask_weight * loss_mask / num_masks,
-        "loss_dice": config.dice_weight * loss_dice / num_masks,
+        "loss_mask": config.mask_weight * bce.view(shape).sum(1) / num_masks,
+        "loss_dice": config.dice_weight * dice.view(shape).sum(1) / num_masks,
+    }
+    suffixes = [*(f"_{i}" for i in range(len(outputs) - 1)), ""]
+    return {
+        kind + suffix: value
+        for kind, values in kinds.items()
+        for suffix, value in zip(suffixes, values.unbind(), strict=True)
     }
 
 
-def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - (2 sum(s t) + 1) / (sum s + sum t + 1) over the last dimension, s = sigmoid(logits)."""
-    probability = logits.sigmoid()
-    overlap = (probability * targets).sum(-1)
-    return 1 - (2 * overlap + 1) / (probability.sum(-1) + targets.sum(-1) + 1)
+def _exact(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
-def draw_points(masks: Tensor, config: ModelConfig) -> Tensor:
-    """`num_points` points for each of masks [M, 1, h, w]: [M, P, 2] in [0, 1].
+def _classes(instances: Tensor, targets: Targets, config: ModelConfig) -> Tensor:
+    """What is to be predicted: the instance's class, or no-object."""
+    return F.pad(targets.labels, (0, 1), value=config.num_classes)[instances]
 
-    Of `oversample_ratio` times as many random points the most uncertain, those whose logit is
-    nearest 0, make up `importance_ratio` of the result; the others are random (PointRend,
-    arXiv 1912.08193, section 3.1).
-    """
-    candidates = int(config.num_points * config.oversample_ratio)
-    num_important = int(config.num_points * config.importance_ratio)
-    drawn = torch.rand(len(masks), candidates, 2, device=masks.device).to(masks.dtype)
-    uncertainty = -sample_points(masks, drawn).squeeze(1).abs()
-    best = uncertainty.topk(num_important, dim=1).indices
-    important = drawn.gather(1, best.unsqueeze(-1).expand(-1, -1, 2))
-    num_random = config.num_points - num_important
-    random = torch.rand(len(masks), num_random, 2, device=masks.device).to(masks.dtype)
-    return torch.cat([important, random], dim=1)
+
+def _matched_masks(outputs: list[Output], queries: Tensor, pairs: Tensor) -> Tensor:
+    """The mask logits that are supervised, and only they: [O * M', L]; see `Matches`."""
+    index = queries.unsqueeze(-1)  # [O, B, N, 1]
+    keys = torch.stack([output.keys for output in outputs])
+    keys = keys.gather(2, index.expand(-1, -1, -1, keys.shape[3]))
+    offsets = torch.stack([output.offsets for output in outputs]).gather(2, index)
+    masks = [
+        torch.baddbmm(offset, key, output.pixels.mT)
+        for offset, key, output in zip(offsets, keys, outputs, strict=True)
+    ]
+    return torch.stack(masks).flatten(1, 2).index_select(1, pairs).flatten(0, 1)

@@ -10,11 +10,17 @@ from fastinst import ops
 from fastinst.queries import Queries
 
 
-class Prediction(NamedTuple):
-    """What one head says of the N_a activation-guided queries."""
+class Output(NamedTuple):
+    """What one head says of N queries. Masks are computed where they are needed."""
 
-    logits: Tensor  # [B, N_a, K + 1], the last class is no-object
-    masks: Tensor  # [B, N_a, h, w] logits on p3's grid
+    logits: Tensor  # [B, N, K + 1], the last class is no-object
+    keys: Tensor  # [B, N, C]
+    offsets: Tensor  # [B, N, 1]
+    pixels: Tensor  # [B, L, C]
+
+    def masks(self) -> Tensor:
+        """Logits [B, N, L]."""
+        return torch.baddbmm(self.offsets, self.keys, self.pixels.mT)
 
 
 class State(NamedTuple):
@@ -25,10 +31,11 @@ class State(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """All that supervision needs of a pass: L + 1 states, and the prediction made from each."""
+    """All that supervision needs of a pass: L + 1 states, and what a head makes of each."""
 
     states: list[State]
-    predictions: list[Prediction]
+    outputs: list[Output]
+    masks: list[Tensor]  # [B, N_a, L] logits, of which nothing has a gradient
 
 
 class Attention(nn.Module):
@@ -128,7 +135,11 @@ class MLP(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """Classes and masks of the queries; a mask is a dot product with the mapped pixels."""
+    """Classes and masks of the queries; a mask is a dot product with the mapped pixels.
+
+    With embeddings E and the mapping W x + b, E (W x + b) = (E W) x + E b: from this side no pixel
+    is mapped. E W are the masks' keys, E b their offsets.
+    """
 
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
@@ -137,25 +148,26 @@ class PredictionHead(nn.Module):
         self.mask_mlp = MLP(dim, dim, dim, dim)
         self.pixel_map = nn.Linear(dim, dim)
 
-    def classes(self, queries: Tensor) -> Tensor:
-        """[B, N, C] to [B, N, K + 1]."""
-        return self.class_mlp(self.norm(queries))
-
-    def masks(self, queries: Tensor, pixels: Tensor) -> Tensor:
-        """[B, N, C] and [B, L, C] to logits [B, N, L]."""
-        return self.mask_mlp(self.norm(queries)) @ self.pixel_map(pixels).transpose(1, 2)
+    def forward(self, queries: Tensor, pixels: Tensor) -> Output:
+        """queries [B, N, C], pixels [B, L, C]."""
+        queries = self.norm(queries)
+        return Output(self.class_mlp(queries), *self._keys(queries), pixels)
 
     def attention_mask(self, queries: Tensor, pixels: Tensor) -> Tensor:
-        """`masks` >= 0 as bits, [B, N, ceil(L / 32)] int32; see `ops.attention_mask`.
+        """Masks >= 0 as bits, [B, N, ceil(L / 32)] int32, without storing a logit.
 
-        E (W x + b) = (E W) x + E b: this side of it maps no pixel, and no logit is stored.
+        See `ops.attention_mask`.
         """
-        embeddings = self.mask_mlp(self.norm(queries))
-        weight, bias = self.pixel_map.weight, self.pixel_map.bias
+        keys, offsets = self._keys(self.norm(queries))
         # Under autocast the products are of another dtype than the normalised pixels.
         return ops.attention_mask(
-            (embeddings @ weight).to(pixels.dtype), pixels, (embeddings @ bias).to(pixels.dtype)
+            keys.to(pixels.dtype), pixels, offsets.squeeze(2).to(pixels.dtype)
         )
+
+    def _keys(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.mask_mlp(normalised)
+        weight, bias = self.pixel_map.weight, self.pixel_map.bias
+        return embeddings @ weight, embeddings @ bias.unsqueeze(1)
 
 
 class DualPathDecoder(nn.Module):
@@ -168,51 +180,51 @@ class DualPathDecoder(nn.Module):
         )
         self.heads = nn.ModuleList(PredictionHead(dim, num_classes) for _ in range(num_layers + 1))
 
-    def forward(self, p3: Tensor, pixel_position: Tensor, queries: Queries) -> Prediction:
-        """The last head's prediction; earlier ones only mask the attention."""
+    def forward(
+        self, p3: Tensor, pixel_position: Tensor, queries: Queries
+    ) -> tuple[Tensor, Tensor]:
+        """The last head's class logits [B, N_a, K + 1] and mask logits [B, N_a, h, w] on p3's grid.
+
+        Earlier heads only mask the attention.
+        """
         state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
         head = self.heads[0]
         for layer, next_head in zip(self.layers, self.heads[1:], strict=True):
             attend = head.attention_mask(state.queries[:, :num_guided], state.pixels)
             state = layer(state, queries.positions, pixel_position, attend)
             head = next_head
-        return self._predict(head, state, num_guided, p3.shape[2:])
+        output = head(state.queries[:, :num_guided], state.pixels)
+        return output.logits, output.masks().unflatten(2, tuple(p3.shape[2:]))
 
     def trace(self, p3: Tensor, pixel_position: Tensor, queries: Queries) -> Trace:
-        """The same pass with every head's prediction and every state kept, for training."""
+        """The same pass with every head's output and every state kept, for training."""
         state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
-        trace = Trace([state], [self._predict(self.heads[0], state, num_guided, p3.shape[2:])])
-        for layer, head in zip(self.layers, self.heads[1:], strict=True):
-            attend = trace.predictions[-1].masks.detach().flatten(2) >= 0
-            state = layer(state, queries.positions, pixel_position, attend)
+        trace = Trace([], [], [])
+        for layer, head in zip([None, *self.layers], self.heads, strict=True):
+            if layer is not None:
+                state = layer(state, queries.positions, pixel_position, trace.masks[-1] >= 0)
+            output = head(state.queries[:, :num_guided], state.pixels)
             trace.states.append(state)
-            trace.predictions.append(self._predict(head, state, num_guided, p3.shape[2:]))
+            trace.outputs.append(output)
+            with torch.no_grad():
+                trace.masks.append(output.masks())
         return trace
 
     def guided(
         self, trace: Trace, pixel_position: Tensor, queries: Queries, attend: Tensor
-    ) -> list[Prediction]:
+    ) -> list[Output]:
         """Each layer once more, from its own output, where ground-truth masks say (section 3.4).
 
-        attend: [B, N_a, h, w] bool on p3's grid, True where a query may look
+        attend: where each of the N_a queries may look, see `ops.masked_cross_attention`
         """
         pixel_position = pixel_position.flatten(2).transpose(1, 2)
-        num_guided, size = attend.shape[1], attend.shape[2:]
-        predictions = []
+        outputs = []
         for layer, head, state in zip(self.layers, self.heads[1:], trace.states[1:], strict=True):
-            state = layer(state, queries.positions, pixel_position, attend.flatten(2))
-            predictions.append(self._predict(head, state, num_guided, size))
-        return predictions
+            state = layer(state, queries.positions, pixel_position, attend)
+            outputs.append(head(state.queries[:, : attend.shape[1]], state.pixels))
+        return outputs
 
     @staticmethod
     def _start(p3: Tensor, pixel_position: Tensor, queries: Queries) -> tuple[State, Tensor, int]:
         pixels, pixel_position = (x.flatten(2).transpose(1, 2) for x in (p3, pixel_position))
         return State(queries.features, pixels), pixel_position, queries.indices.shape[1]
-
-    @staticmethod
-    def _predict(
-        head: PredictionHead, state: State, num_guided: int, size: torch.Size
-    ) -> Prediction:
-        queries = state.queries[:, :num_guided]
-        masks = head.masks(queries, state.pixels).unflatten(2, tuple(size))
-        return Prediction(head.classes(queries), masks)

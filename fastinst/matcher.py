@@ -1,106 +1,155 @@
-"""Hungarian matching of pixels and of queries to the instances of an image."""
+"""Hungarian matching of queries and of pixels to the instances of their image."""
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from fastinst import ops
 from fastinst.config import ModelConfig
-from fastinst.decoder import Prediction
+from fastinst.ops.bilinear import sample_maps
+from fastinst.queries import Queries
+from fastinst.targets import Targets, reaches_p4, to_device
 
 
-class Target(NamedTuple):
-    """The instances of one image, in the frame of the padded batch."""
+class Matches(NamedTuple):
+    """All matchings of a step: of H heads' queries, and of p4's pixels.
 
-    labels: Tensor  # [N] int64
-    masks: Tensor  # [N, H, W], 0 or 1, in float32 or wider
-
-
-class Match(NamedTuple):
-    """source[i] (a query or a pixel) is matched to target[i]; as many as the fewer of the two."""
-
-    source: Tensor  # int64
-    target: Tensor  # int64
-
-
-def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of maps [N, C, h, w] at points [N, P, 2], (x, y) in [0, 1]: [N, C, P].
-
-    Pixel centres lie at (i + 1/2) / size; outside the map is 0.
+    In each of an image's Q queries and N_b instances the fewer are all matched: M' pairs for each
+    head, image by image, by instance. Instances are rows of `Targets`.
     """
-    grid = (2 * points - 1).unsqueeze(1)
-    return F.grid_sample(maps, grid, mode="bilinear", align_corners=False).squeeze(2)
+
+    by_query: Tensor  # [H, B, Q] int64, the instance of a query, M for none
+    by_pixel: Tensor  # [B, h * w] int64, the instance of a pixel, M for none
+    queries: Tensor  # [H, B, N] int64, an image's matched queries; 0 past their number
+    pairs: Tensor  # [M'] int64, where those that are not past it lie in B * N
+    instances: Tensor  # [H, M'] int64, of these queries
 
 
 @torch.no_grad()
-def match_pixels(class_logits: Tensor, targets: list[Target], config: ModelConfig) -> list[Match]:
-    """One pixel of p4 for each instance, preferably inside it (paper, section 3.2).
-
-    class_logits: [B, K + 1, h, w]
-    """
-    size = class_logits.shape[2:]
-    dtype = torch.promote_types(class_logits.dtype, torch.float32)
-    probabilities = class_logits.to(dtype).softmax(dim=1).flatten(2)
-    matches = []
-    for probability, target in zip(probabilities, targets, strict=True):
-        inside = F.adaptive_avg_pool2d(target.masks[:, None], tuple(size)).flatten(1).T > 0
-        cost = -config.class_weight * probability[target.labels].T
-        matches.append(_assign(cost - config.location_weight * inside.to(dtype)))
-    return matches
-
-
-@torch.no_grad()
-def match_queries(
-    prediction: Prediction,
-    locations: Tensor,
-    targets: list[Target],
+def match(
+    logits: list[Tensor],
+    masks: list[Tensor],
+    queries: Queries,
+    targets: Targets,
     config: ModelConfig,
     points: Tensor | None,
-) -> list[Match]:
-    """One query for each instance, by class, mask and where the query comes from.
+) -> Matches:
+    """One query of each head and one pixel of p4 for each instance, at the least cost.
 
-    locations: [B, N_a, 2], see `Queries`
-    points: [1, P, 2] that masks are compared on; drawn at random for each image if None
+    All costs are computed at once and leave the device in one copy, which is the only one that
+    a training step waits for; the result returns in one.
+
+    logits: [B, Q, K + 1] of each head
+    masks: [B, Q, h, w] logits of each head
+    points: [1, P, 2] that masks are compared on; if None, each image's own random ones
     """
-    dtype = locations.dtype
-    matches = []
-    for logits, masks, location, target in zip(*prediction, locations, targets, strict=True):
-        # One draw for all masks of the image; masks are the channels of one map.
-        drawn = (
-            torch.rand(1, config.num_points, 2, device=masks.device) if points is None else points
-        )
-        drawn = drawn.to(dtype)
-        x = sample_points(masks[None].to(dtype), drawn)[0]  # [Q, P]
-        t = sample_points(target.masks[None], drawn)[0]  # [N, P]
-        at_location = sample_points(target.masks[None], location[None])[0]  # [N, Q]
-
-        # Binary cross-entropy is softplus(x) - x t, so that its pairwise mean is one product.
-        # Autocast would compute it in float16, where a sum over all points overflows.
-        probability = x.sigmoid()
-        with torch.autocast(x.device.type, enabled=False):
-            mask_cost = (F.softplus(x).sum(-1, keepdim=True) - x @ t.T) / x.shape[-1]
-            overlap = probability @ t.T
-        total = probability.sum(-1, keepdim=True) + t.sum(-1)
-        dice_cost = 1 - (2 * overlap + 1) / (total + 1)
-        class_cost = -logits.to(dtype).softmax(-1)[:, target.labels]
-        cost = (
-            config.class_weight * class_cost
-            + config.mask_weight * mask_cost
-            + config.dice_weight * dice_cost
-            - config.location_weight * (at_location.T > 0).to(dtype)
-        )
-        matches.append(_assign(cost))
-    return matches
-
-
-def _assign(cost: Tensor) -> Match:
-    """The cheapest assignment of [sources, targets]."""
-    # A prediction that overflowed must reach the loss, where the training loop sees it and can
-    # name the images; so it may not stop the matching.
-    finite = cost.nan_to_num(nan=1e6, posinf=1e6, neginf=1e6).cpu().double().numpy()
-    source, target = linear_sum_assignment(finite)
-    return Match(
-        *(torch.as_tensor(i, dtype=torch.int64, device=cost.device) for i in (source, target))
+    heads, (batch, num_queries) = len(logits), logits[0].shape[:2]
+    num_pixels = queries.class_logits.shape[2:].numel()
+    most = max(targets.counts)
+    by_query_shape, by_pixel_shape = (heads, batch, most, num_queries), (batch, most, num_pixels)
+    if most == 0:
+        host = np.empty(0)
+    else:
+        by_query = query_costs(logits, masks, queries.locations, targets, config, points)
+        by_pixel = pixel_costs(queries.class_logits, targets, config)
+        # A prediction that overflowed must reach the loss, where the training loop sees it and
+        # can name the images; so it may not stop the matching.
+        costs = torch.cat([by_query.flatten(), by_pixel.flatten()])
+        host = costs.nan_to_num(nan=1e6, posinf=1e6, neginf=1e6).cpu().numpy()
+    split = int(np.prod(by_query_shape))
+    return _assign(
+        host[:split].reshape(by_query_shape),
+        host[split:].reshape(by_pixel_shape),
+        targets.counts,
+        queries.locations.device,
     )
+
+
+def query_costs(
+    logits: list[Tensor],
+    masks: list[Tensor],
+    locations: Tensor,
+    targets: Targets,
+    config: ModelConfig,
+    points: Tensor | None,
+) -> Tensor:
+    """By class, mask and where the query comes from: [H, B, N, Q] for `Targets.slots`.
+
+    locations: [B, Q, 2], see `Queries`
+    """
+    dtype, heads, (batch, num_queries) = locations.dtype, len(logits), logits[0].shape[:2]
+    # One set of points for all masks of an image.
+    if points is None:
+        points = ops.random_points(targets.image_seeds, config.num_points)
+    points = points.to(dtype).expand(batch, -1, -1)
+    num_points = points.shape[1]
+    places = torch.cat([points, locations], dim=1)
+    samples = ops.sample_masks(targets.masks, places, targets.images)[targets.slots]
+    t, at_location = samples.split([num_points, num_queries], dim=2)  # [B, N, P], [B, N, Q]
+    maps = torch.stack(masks).flatten(0, 1).to(dtype)  # [H * B, Q, h, w]
+    x = sample_maps(maps, points.repeat(heads, 1, 1)).unflatten(0, (heads, batch))
+
+    # Binary cross-entropy is softplus(x) - x t, so that its pairwise mean is one product.
+    # Autocast would compute it in float16, where a sum over all points overflows.
+    s = x.sigmoid()
+    with torch.autocast(x.device.type, enabled=False):
+        mask_cost = (F.softplus(x).sum(-1).unsqueeze(-2) - t @ x.mT) / num_points
+        overlap = t @ s.mT
+    total = s.sum(-1).unsqueeze(-2) + t.sum(-1, keepdim=True)
+    dice_cost = 1 - (2 * overlap + 1) / (total + 1)
+    labels = targets.labels[targets.slots].unsqueeze(-1)  # [B, N, 1]
+    probability = torch.stack(logits).to(dtype).softmax(-1).mT  # [H, B, K + 1, Q]
+    class_cost = -probability.gather(2, labels.expand(heads, -1, -1, num_queries))
+    return (
+        config.class_weight * class_cost
+        + config.mask_weight * mask_cost
+        + config.dice_weight * dice_cost
+        - config.location_weight * (at_location > 0).to(dtype)
+    )
+
+
+def pixel_costs(class_logits: Tensor, targets: Targets, config: ModelConfig) -> Tensor:
+    """By class and whether the instance reaches into the pixel (paper, section 3.2).
+
+    class_logits: [B, K + 1, H / 16, W / 16]. Returns [B, N, h * w] for `Targets.slots`.
+    """
+    dtype = torch.promote_types(class_logits.dtype, torch.float32)
+    probability = class_logits.to(dtype).softmax(dim=1).flatten(2)
+    labels = targets.labels[targets.slots].unsqueeze(-1)
+    class_cost = -probability.gather(1, labels.expand(-1, -1, probability.shape[2]))
+    inside = reaches_p4(targets.masks).flatten(1)[targets.slots]
+    return config.class_weight * class_cost - config.location_weight * inside.to(dtype)
+
+
+def _assign(
+    query_costs: np.ndarray, pixel_costs: np.ndarray, counts: list[int], device: torch.device
+) -> Matches:
+    # One after the other: linear_sum_assignment holds Python's lock, and takes some 10 us.
+    heads, batch, most, num_queries = query_costs.shape
+    none = sum(counts)
+    by_query = np.full((heads, batch, num_queries), none)
+    by_pixel = np.full((batch, pixel_costs.shape[2]), none)
+    queries = np.zeros((heads, batch, min(most, num_queries)), dtype=np.int64)
+    pairs = [
+        np.arange(min(count, num_queries)) + image * queries.shape[2]
+        for image, count in enumerate(counts)
+    ]
+    instances = [[] for _ in range(heads)]
+    for image, count in enumerate(counts):
+        first = sum(counts[:image])
+        for head in range(heads):
+            matched, sources = linear_sum_assignment(query_costs[head, image, :count])
+            by_query[head, image, sources] = first + matched
+            queries[head, image, : len(sources)] = sources
+            instances[head].append(first + matched)
+        matched, sources = linear_sum_assignment(pixel_costs[image, :count])
+        by_pixel[image, sources] = first + matched
+    tables = [by_query, by_pixel, queries, np.concatenate(pairs)]
+    tables.append(np.stack([np.concatenate(of_head) for of_head in instances]))
+    flat = np.concatenate([table.ravel() for table in tables]).astype(np.int64)
+    parts = to_device(torch.from_numpy(flat), device).split([table.size for table in tables])
+    return Matches(*(p.view(t.shape) for p, t in zip(parts, tables, strict=True)))

@@ -8,20 +8,18 @@ from torch import Tensor, nn
 from fastinst.backbone import ResNet
 from fastinst.config import ModelConfig, make_config
 from fastinst.criterion import (
-    count_masks,
+    Totals,
+    count_totals,
     guidance,
-    pad_targets,
     prediction_losses,
     proposal_loss,
 )
 from fastinst.decoder import DualPathDecoder
 from fastinst.errors import InputError
-from fastinst.matcher import match_pixels, match_queries
+from fastinst.matcher import match
 from fastinst.pixel_decoder import PixelDecoder
 from fastinst.queries import ActivationGuidedQueries, PositionEmbedding, Queries
-
-# The input is padded to a multiple of this, the stride of res5.
-SIZE_DIVISOR = 32
+from fastinst.targets import pad_targets, padded_size
 
 
 class FastInst(nn.Module):
@@ -45,12 +43,15 @@ class FastInst(nn.Module):
             dim, config.num_heads, config.ffn_dim, config.num_layers, config.num_classes
         )
 
-    def preprocess(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+    def preprocess(
+        self, images: list[Tensor], at_least: tuple[int, int] = (1, 1)
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
         """Normalises, then pads with zeros to the right and bottom to one size.
 
         Args:
             images: uint8 RGB tensors [3, h, w] of any sizes. They are not resized here: see
                 `fastinst.data.augment.resize_shortest_edge` for the sizes the models are made for
+            at_least: height and width that the batch has at least, for the size of other batches
 
         Returns:
             the batch [B, 3, H, W] in the model's dtype and device, H and W multiples of 32, and
@@ -76,9 +77,7 @@ class FastInst(nn.Module):
             for value in (self.config.pixel_mean, self.config.pixel_std)
         )
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = (
-            -(-max(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in zip(*sizes, strict=True)
-        )
+        height, width = padded_size(*map(max, zip(*sizes, at_least, strict=True)))
         batch = weight.new_zeros(len(images), 3, height, width)
         for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
             padded[:, :h, :w] = (image.to(weight.device).to(exact) - mean) / std
@@ -97,16 +96,25 @@ class FastInst(nn.Module):
         return {"pred_logits": logits, "pred_masks": masks, "query_indices": queries.indices}
 
     def loss(
-        self, batch: Tensor, targets: list[dict[str, Tensor]], points: Tensor | None = None
+        self,
+        batch: Tensor,
+        targets: list[dict[str, Any]],
+        points: Tensor | None = None,
+        totals: Totals | None = None,
     ) -> dict[str, Tensor]:
         """The weighted training losses, under the release's names; their sum is minimised.
 
         Args:
             batch: [B, 3, H, W] of `preprocess`
             targets: for each image `labels` [N] int64 and `masks` [N, h, w] bool at the image's
-                own size; N may be 0
+                own size, or the masks' bits (`ops.pack_bits`), [N, h, ceil(w / 32)] int32; N may be
+                0. And `seed`, an int of 63 bits that the image's random points follow from; one is
+                drawn from torch's generator if there is none
             points: [1, P, 2], (x, y) in [0, 1] over the padded input. If given they replace
                 every random point of the matching and of the mask losses.
+            totals: what the losses are divided by if the batch is only a part of a step's images,
+                see `criterion.Totals`. By default this batch's, summed over the processes of a
+                distributed run
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the last head; the same with `_0` .. `_L-1` for
@@ -117,26 +125,26 @@ class FastInst(nn.Module):
         """
         config = self.config
         padded = pad_targets(targets, batch, config.num_classes)
+        if totals is None:
+            totals = count_totals(targets, batch.shape[2:], config).over_processes(batch.device)
         p3, pixel_position, queries = self._encode(batch)
         trace = self.decoder.trace(p3, pixel_position, queries)
-        matches = [
-            match_queries(prediction, queries.locations, padded, config, points)
-            for prediction in trace.predictions
-        ]
-        attend = guidance(matches[-1], padded, trace.predictions[-1])
+        size = p3.shape[2:]
+        matches = match(
+            [output.logits for output in trace.outputs],
+            [masks.unflatten(2, tuple(size)) for masks in trace.masks],
+            queries,
+            padded,
+            config,
+            points,
+        )
+        attend = guidance(matches, padded)
         guided = self.decoder.guided(trace, pixel_position, queries, attend)
-
-        supervised = [(prediction, matches[-1]) for prediction in guided]
-        supervised += zip(trace.predictions, matches, strict=True)
-        num_masks = count_masks(padded)
-        losses = {}
-        for i, (prediction, match) in enumerate(supervised):
-            suffix = f"_{i}" if i + 1 < len(supervised) else ""
-            terms = prediction_losses(prediction, match, padded, num_masks, config, points)
-            losses |= {name + suffix: value for name, value in terms.items()}
-        pixels = match_pixels(queries.class_logits, padded, config)
-        losses["loss_proposal"] = proposal_loss(queries.class_logits, pixels, padded, config)
-        return losses
+        losses = prediction_losses(
+            guided, trace.outputs, size, matches, padded, totals, config, points
+        )
+        proposal = proposal_loss(queries.class_logits, matches, padded, totals, config)
+        return losses | {"loss_proposal": proposal}
 
     def _encode(self, batch: Tensor) -> tuple[Tensor, Tensor, Queries]:
         """p3 [B, C, h, w], its position map [1, C, h, w], and the queries."""

@@ -2,38 +2,55 @@
 
 import itertools
 import math
+from collections import namedtuple
 
 import pytest
 import torch
 
+from fastinst import ops
 from fastinst.config import make_config
-from fastinst.decoder import Prediction
-from fastinst.matcher import Target, match_pixels, match_queries, sample_points
+from fastinst.matcher import match, pixel_costs, query_costs
+from fastinst.step_timing import DownloadCounter
+from fastinst.targets import pad_targets
 
-HEIGHT, WIDTH = 32, 48  # of the padded batch; p4 is 2x3, p3 is 4x6
+HEIGHT, WIDTH = 32, 64  # of the padded batch; p4 is 2x4, p3 is 4x8
+P3, P4 = (HEIGHT // 8, WIDTH // 8), (HEIGHT // 16, WIDTH // 16)
 CLASSES = 3
+# What the matcher reads of `fastinst.queries.Queries`.
+Proposals = namedtuple("Proposals", "locations class_logits")
 
 
 def config(**overrides):
     return make_config("fastinst-d1-r18-192", num_classes=CLASSES, **overrides)
 
 
-def make_target(count, labels=None):
-    """Random rectangles, one of a single pixel."""
-    masks = torch.zeros(count, HEIGHT, WIDTH, dtype=torch.float64)
+def make_target(count):
+    """Random rectangles, the second of a single pixel."""
+    masks = torch.zeros(count, HEIGHT, WIDTH, dtype=torch.bool)
     for i, mask in enumerate(masks):
         top, left = torch.randint(HEIGHT, ()).item(), torch.randint(WIDTH, ()).item()
         bottom, right = (top + 1, left + 1) if i == 1 else (top + 17, left + 21)
-        mask[top:bottom, left:right] = 1
-    labels = torch.randint(CLASSES, (count,)) if labels is None else torch.tensor(labels)
-    return Target(labels, masks)
+        mask[top:bottom, left:right] = True
+    labels = torch.randint(CLASSES, (count,))
+    return {"labels": labels, "masks": masks, "seed": torch.randint(2**62, ()).item()}
 
 
-def make_prediction(batch, queries):
-    return Prediction(
-        2 * torch.randn(batch, queries, CLASSES + 1, dtype=torch.float64),
-        3 * torch.randn(batch, queries, HEIGHT // 8, WIDTH // 8, dtype=torch.float64),
-    )
+def pad(targets):
+    return pad_targets(targets, torch.zeros(len(targets), 3, HEIGHT, WIDTH), CLASSES)
+
+
+def make_heads(heads, batch, queries, dtype=torch.float64):
+    """Class logits and mask logits, a list of heads each."""
+    logits = 2 * torch.randn(heads, batch, queries, CLASSES + 1, dtype=torch.float64)
+    masks = 3 * torch.randn(heads, batch, queries, *P3, dtype=torch.float64)
+    return list(logits.to(dtype)), list(masks.to(dtype))
+
+
+def make_proposals(batch, queries, dtype=torch.float64):
+    class_logits = 2 * torch.randn(batch, CLASSES + 1, *P4, dtype=torch.float64)
+    locations = torch.rand(batch, queries, 2, dtype=torch.float64)
+    exact = torch.promote_types(dtype, torch.float32)
+    return Proposals(locations.to(exact), class_logits.to(dtype))
 
 
 def softmax(values):
@@ -52,16 +69,18 @@ def bilinear(plane, x, y):
     return total
 
 
-def query_costs(logits, masks, locations, target, points, config):
-    """[Q][N], as the specification words it."""
+def query_costs_by_loops(logits, masks, locations, target, points, config):
+    """[N][Q], as the specification words it."""
     costs = []
-    for values, mask, (x, y) in zip(
-        logits.tolist(), masks.tolist(), locations.tolist(), strict=True
+    for label, truth in zip(
+        target["labels"].tolist(), target["masks"].double().tolist(), strict=True
     ):
+        wanted = [bilinear(truth, *p) for p in points]
         costs.append([])
-        for label, truth in zip(target.labels.tolist(), target.masks.tolist(), strict=True):
+        for values, mask, (x, y) in zip(
+            logits.tolist(), masks.tolist(), locations.tolist(), strict=True
+        ):
             predicted = [1 / (1 + math.exp(-bilinear(mask, *p))) for p in points]
-            wanted = [bilinear(truth, *p) for p in points]
             pairs = list(zip(predicted, wanted, strict=True))
             entropy = -sum(t * math.log(s) + (1 - t) * math.log(1 - s) for s, t in pairs)
             overlap = sum(s * t for s, t in pairs)
@@ -75,41 +94,45 @@ def query_costs(logits, masks, locations, target, points, config):
     return costs
 
 
-def pixel_costs(class_logits, target, config):
-    """[h * w][N]."""
-    _, height, width = class_logits.shape
+def pixel_costs_by_loops(class_logits, target, config):
+    """[N][h * w]."""
     costs = []
-    for row, column in itertools.product(range(height), range(width)):
-        rows = slice(row * HEIGHT // height, -(-(row + 1) * HEIGHT // height))
-        columns = slice(column * WIDTH // width, -(-(column + 1) * WIDTH // width))
-        probability = softmax(class_logits[:, row, column].tolist())
-        costs.append(
-            [
+    for label, mask in zip(target["labels"].tolist(), target["masks"], strict=True):
+        costs.append([])
+        for row, column in itertools.product(range(P4[0]), range(P4[1])):
+            block = mask[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+            probability = softmax(class_logits[:, row, column].tolist())
+            costs[-1].append(
                 -config.class_weight * probability[label]
-                - config.location_weight * bool(mask[rows, columns].any())
-                for label, mask in zip(target.labels.tolist(), target.masks, strict=True)
-            ]
-        )
+                - config.location_weight * bool(block.any())
+            )
     return costs
 
 
-def check_optimal(match, costs):
-    """No one-to-one assignment is cheaper; there is one only, but for equal targets."""
-    sources, targets = len(costs), len(costs[0])
-    assert len(match.source) == len(match.target) == min(sources, targets)
-    assert len(set(match.source.tolist())) == len(set(match.target.tolist())) == len(match.source)
-    pairs = zip(match.source.tolist(), match.target.tolist(), strict=True)
-    actual = sum(costs[s][t] for s, t in pairs)
+def check_close(actual, rows):
+    expected = torch.tensor(rows, dtype=torch.float64).reshape(actual.shape)
+    torch.testing.assert_close(actual, expected)
+
+
+def check_optimal(pairs, costs):
+    """{source: target}: no one-to-one assignment is cheaper."""
+    targets, sources = len(costs), len(costs[0]) if costs else 0
+    assert len(pairs) == len(set(pairs.values())) == min(sources, targets)
+    actual = sum(costs[t][s] for s, t in pairs.items())
     if targets <= sources:
-        ways = (
-            [(s, t) for t, s in enumerate(chosen)]
-            for chosen in itertools.permutations(range(sources), targets)
-        )
+        ways = (enumerate(chosen) for chosen in itertools.permutations(range(sources), targets))
     else:
         ways = (
-            list(enumerate(chosen)) for chosen in itertools.permutations(range(targets), sources)
+            ((t, s) for s, t in enumerate(chosen))
+            for chosen in itertools.permutations(range(targets), sources)
         )
-    assert actual == pytest.approx(min(sum(costs[s][t] for s, t in way) for way in ways))
+    assert actual == pytest.approx(min(sum(costs[t][s] for t, s in way) for way in ways))
+
+
+def pairs_of(row, targets, image):
+    """{source: instance of the image} from a row of `by_query` or `by_pixel`."""
+    first, none = sum(targets.counts[:image]), sum(targets.counts)
+    return {s: t - first for s, t in enumerate(row.tolist()) if t != none}
 
 
 # Each weight alone, so that a wrong term cannot hide behind a larger one, then all together.
@@ -123,127 +146,146 @@ WEIGHTS = [
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_queries_are_matched_at_least_cost(weights):
+def test_costs_and_matches_are_those_of_the_definition(weights):
     chosen = config(**weights)
-    for counts in ((3, 2), (1, 4), (4, 5)):
-        prediction = make_prediction(2, queries=4)
-        locations = torch.rand(2, 4, 2, dtype=torch.float64)
-        locations[0, 0], locations[1, 1] = torch.tensor([1.0, 1.0]), torch.tensor([0.0, 0.0])
-        targets = [make_target(count) for count in counts]
+    for counts in ((3, 2), (1, 0), (4, 5)):
+        made = [make_target(count) for count in counts]
+        targets = pad(made)
+        logits, masks = make_heads(2, 2, queries=4)
+        proposals = make_proposals(2, 4)
+        proposals.locations[0, 0], proposals.locations[1, 1] = 1.0, 0.0
         points = torch.rand(1, 9, 2, dtype=torch.float64)
-        matches = match_queries(prediction, locations, targets, chosen, points)
-        for i, match in enumerate(matches):
-            costs = query_costs(
-                prediction.logits[i],
-                prediction.masks[i],
-                locations[i],
-                targets[i],
-                points[0].tolist(),
-                chosen,
-            )
-            check_optimal(match, costs)
+        by_query = query_costs(logits, masks, proposals.locations, targets, chosen, points)
+        by_pixel = pixel_costs(proposals.class_logits, targets, chosen)
+        matches = match(logits, masks, proposals, targets, chosen, points)
+        for image, (count, target) in enumerate(zip(counts, made, strict=True)):
+            for head in range(2):
+                costs = query_costs_by_loops(
+                    *(logits[head][image], masks[head][image], proposals.locations[image]),
+                    *(target, points[0].tolist(), chosen),
+                )
+                check_close(by_query[head, image, :count], costs)
+                pairs = pairs_of(matches.by_query[head, image], targets, image)
+                check_optimal(pairs, costs)
+            costs = pixel_costs_by_loops(proposals.class_logits[image], target, chosen)
+            check_close(by_pixel[image, :count], costs)
+            check_optimal(pairs_of(matches.by_pixel[image], targets, image), costs)
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("size", [(2, 3), (1, 4), (2, 2)])
-def test_pixels_are_matched_at_least_cost(weights, size):
-    chosen = config(**weights)
-    for counts in ((3, 1), (2, 5)):
-        class_logits = 2 * torch.randn(2, CLASSES + 1, *size, dtype=torch.float64)
-        targets = [make_target(count) for count in counts]
-        matches = match_pixels(class_logits, targets, chosen)
-        for logits, match, target in zip(class_logits, matches, targets, strict=True):
-            check_optimal(match, pixel_costs(logits, target, chosen))
+@pytest.mark.parametrize("counts", [(3, 2), (0, 2), (0, 0), (6, 1)])
+def test_the_forms_of_a_matching_agree(counts):
+    targets = pad([make_target(count) for count in counts])
+    matches = match(*make_heads(3, 2, 4), make_proposals(2, 4), targets, config(), None)
+    matched = sum(min(count, 4) for count in counts)
+    assert matches.queries.shape == (3, 2, min(max(counts), 4))
+    assert matches.pairs.shape == (matched,) and matches.instances.shape == (3, matched)
+    assert matches.by_pixel.shape == (2, 8)
+    assert all(tensor.dtype == torch.int64 for tensor in matches)
+    for head in range(3):
+        found = {
+            (int(pair) // matches.queries.shape[2], q): t
+            for pair, t in zip(matches.pairs, matches.instances[head].tolist(), strict=True)
+            for q in [matches.queries[head].flatten()[pair].item()]
+        }
+        expected = {
+            (image, q): t
+            for image in range(2)
+            for q, t in enumerate(matches.by_query[head, image].tolist())
+            if t != sum(counts)
+        }
+        assert found == expected
+        assert list(found.values()) == sorted(found.values())
 
 
-def test_samples_are_bilinear_with_zeros_outside():
-    maps = torch.randn(2, 3, 5, 7, dtype=torch.float64)
-    points = torch.rand(2, 11, 2, dtype=torch.float64)
-    points[:, :4] = torch.tensor([[0, 0], [1, 1], [0.5, 0.5], [0.99, 0.01]])
-    actual = sample_points(maps, points)
-    for n, c, p in itertools.product(range(2), range(3), range(11)):
-        expected = bilinear(maps[n, c].tolist(), *points[n, p].tolist())
-        assert actual[n, c, p].item() == pytest.approx(expected)
+def test_an_images_own_points_follow_from_its_seed_alone():
+    made = [make_target(2), make_target(3)]
+    logits, masks = make_heads(2, 2, 4)
+    locations, chosen = make_proposals(2, 4).locations, config(num_points=50)
+    together = query_costs(logits, masks, locations, pad(made), chosen, None)
+    for image, target in enumerate(made):
+        points = ops.random_points(torch.tensor([target["seed"]]), 50)
+        alone = [x[image : image + 1] for x in logits], [x[image : image + 1] for x in masks]
+        alone = query_costs(*alone, locations[image : image + 1], pad([target]), chosen, points)
+        count = len(target["labels"])
+        torch.testing.assert_close(together[:, image : image + 1, :count], alone)
 
 
-@pytest.mark.parametrize("counts", [(0, 2), (0, 0)])
-def test_images_without_targets_match_nothing(counts):
-    targets = [make_target(count) for count in counts]
-    by_pixel = match_pixels(torch.randn(2, CLASSES + 1, 2, 3).double(), targets, config())
-    locations = torch.rand(2, 4, 2, dtype=torch.float64)
-    by_query = match_queries(make_prediction(2, 4), locations, targets, config(), None)
-    for matches in (by_pixel, by_query):
-        for match, count in zip(matches, counts, strict=True):
-            assert len(match.source) == len(match.target) == count
-            assert match.source.dtype == match.target.dtype == torch.int64
+def test_all_costs_leave_the_device_in_one_copy():
+    targets = pad([make_target(3), make_target(0), make_target(2)])
+    with DownloadCounter() as downloads:
+        match(*make_heads(4, 3, 4), make_proposals(3, 4), targets, config(), None)
+    assert downloads.calls == 1
+    with DownloadCounter() as downloads:
+        empty = pad([make_target(0)] * 3)
+        match(*make_heads(4, 3, 4), make_proposals(3, 4), empty, config(), None)
+    assert downloads.calls == 0
 
 
 def test_equal_targets_take_different_queries():
     target = make_target(1)
-    double = Target(target.labels.repeat(2), target.masks.repeat(2, 1, 1))
-    locations = torch.rand(1, 4, 2, dtype=torch.float64)
-    (match,) = match_queries(make_prediction(1, 4), locations, [double], config(), None)
-    assert sorted(match.target.tolist()) == [0, 1] and len(set(match.source.tolist())) == 2
-    (match,) = match_pixels(torch.randn(1, CLASSES + 1, 2, 3).double(), [double], config())
-    assert sorted(match.target.tolist()) == [0, 1] and len(set(match.source.tolist())) == 2
+    double = {"labels": target["labels"].repeat(2), "masks": target["masks"].repeat(2, 1, 1)}
+    targets = pad([double])
+    matches = match(*make_heads(1, 1, 4), make_proposals(1, 4), targets, config(), None)
+    for row in (matches.by_query[0, 0], matches.by_pixel[0]):
+        assert sorted(pairs_of(row, targets, 0).values()) == [0, 1]
 
 
 def test_a_query_inside_its_target_is_worth_more_than_any_mask():
     """The second query has the perfect class and mask, the first only the place."""
-    masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.float64)
-    masks[:, :16, :16] = 1
-    small = 20 * (masks[:, ::8, ::8] - 0.5)
-    logits = torch.tensor([[[0.0, 0, 0, 9], [9, 0, 0, 0]]], dtype=torch.float64)
-    prediction = Prediction(logits, torch.stack([-small, small], dim=1))
+    masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    masks[:, :16, :16] = True
+    small = 20 * (masks[:, ::8, ::8].double() - 0.5)
+    logits = [torch.tensor([[[0.0, 0, 0, 9], [9, 0, 0, 0]]], dtype=torch.float64)]
+    maps = [torch.stack([-small, small], dim=1)]
     locations = torch.tensor([[[0.1, 0.1], [0.9, 0.9]]], dtype=torch.float64)
-    targets = [Target(torch.tensor([0]), masks)]
-    (match,) = match_queries(prediction, locations, targets, config(), None)
-    assert match.source.tolist() == [0]
-    (match,) = match_queries(prediction, locations, targets, config(location_weight=0), None)
-    assert match.source.tolist() == [1]
+    proposals = make_proposals(1, 2)._replace(locations=locations)
+    targets = pad([{"labels": torch.tensor([0]), "masks": masks}])
+    for chosen, query in ((config(), 0), (config(location_weight=0), 1)):
+        assert match(logits, maps, proposals, targets, chosen, None).queries.item() == query
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_prediction_that_overflowed_is_still_matched(value):
     """The loss must show it, the matching may not stop."""
-    prediction = make_prediction(1, 4)
-    prediction.masks[0, 1:3] = value
-    prediction.logits[0, 3] = math.nan
-    locations = torch.rand(1, 4, 2, dtype=torch.float64)
-    (match,) = match_queries(prediction, locations, [make_target(3)], config(), None)
-    assert sorted(match.target.tolist()) == [0, 1, 2]
-    class_logits = torch.full((1, CLASSES + 1, 2, 3), value)
-    (match,) = match_pixels(class_logits, [make_target(3)], config())
-    assert sorted(match.target.tolist()) == [0, 1, 2]
-
-
-def as_lists(matches):
-    return [(match.source.tolist(), match.target.tolist()) for match in matches]
+    logits, masks = make_heads(2, 1, 4)
+    masks[0][0, 1:3] = value
+    logits[0][0, 3] = math.nan
+    proposals = make_proposals(1, 4)._replace(class_logits=torch.full((1, 4, *P4), value))
+    targets = pad([make_target(3)])
+    matches = match(logits, masks, proposals, targets, config(), None)
+    for row in (*matches.by_query[:, 0], matches.by_pixel[0]):
+        assert sorted(pairs_of(row, targets, 0).values()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_matched_in_float32(dtype):
     """1000 for the place must not round the class probabilities away."""
-    targets = [Target(t.labels, t.masks.float()) for t in (make_target(3), make_target(2))]
-    class_logits = torch.randn(2, CLASSES + 1, 4, 6).to(dtype)
-    expected = match_pixels(class_logits.float(), targets, config())
-    assert as_lists(match_pixels(class_logits, targets, config())) == as_lists(expected)
-
-    prediction = Prediction(*(x.to(dtype) for x in make_prediction(2, 9)))
-    exact = Prediction(*(x.float() for x in prediction))
-    locations, points = torch.rand(2, 9, 2), torch.rand(1, 50, 2)
-    expected = match_queries(exact, locations, targets, config(), points)
-    actual = match_queries(prediction, locations, targets, config(), points)
-    assert as_lists(actual) == as_lists(expected)
+    targets = pad([make_target(3), make_target(2)])
+    logits, masks = make_heads(2, 2, 9, dtype)
+    proposals, points = make_proposals(2, 9, dtype), torch.rand(1, 50, 2)
+    exact = proposals._replace(class_logits=proposals.class_logits.float())
+    expected = match(
+        [x.float() for x in logits], [x.float() for x in masks], exact, targets, config(), points
+    )
+    actual = match(logits, masks, proposals, targets, config(), points)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
 def test_autocast_does_not_overflow_the_sums_over_points():
     """A mask of logits of 20 sums to 250,000 over 12,544 points; float16 ends at 65,504."""
-    target = Target(torch.tensor([0]), torch.ones(1, HEIGHT, WIDTH))
-    masks = torch.full((1, 2, 4, 6), 20.0)
+    targets = pad(
+        [{"labels": torch.tensor([0]), "masks": torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)}]
+    )
+    masks = torch.full((1, 2, *P3), 20.0)
     masks[0, 1] = 0.1
-    prediction = Prediction(torch.zeros(1, 2, CLASSES + 1), masks)
     chosen = config(num_points=12544, location_weight=0)
     with torch.autocast("cpu", torch.float16):
-        (match,) = match_queries(prediction, torch.rand(1, 2, 2), [target], chosen, None)
-    assert match.source.tolist() == [0]
+        matches = match(
+            [torch.zeros(1, 2, CLASSES + 1)],
+            [masks],
+            make_proposals(1, 2, torch.float32),
+            targets,
+            chosen,
+            None,
+        )
+    assert matches.queries.item() == 0

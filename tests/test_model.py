@@ -114,9 +114,9 @@ def test_forward_is_the_last_prediction_of_the_trace():
         p3, p4, _ = model.pixel_decoder(model.backbone(batch))
         queries = model.queries(p4, model.positions(p4.shape[2:]))
         trace = model.decoder.trace(p3, model.positions(p3.shape[2:]), queries)
-    assert len(trace.predictions) == len(trace.states) == 4
-    torch.testing.assert_close(trace.predictions[-1].logits, outputs["pred_logits"])
-    torch.testing.assert_close(trace.predictions[-1].masks, outputs["pred_masks"])
+    assert len(trace.outputs) == len(trace.masks) == len(trace.states) == 4
+    torch.testing.assert_close(trace.outputs[-1].logits, outputs["pred_logits"])
+    torch.testing.assert_close(trace.masks[-1], outputs["pred_masks"].flatten(2))
 
 
 def test_an_image_does_not_see_the_others_of_its_batch(model):
@@ -227,13 +227,13 @@ def test_targets_that_vanish_at_p3():
     with torch.no_grad():
         p3, position, queries = model._encode(batch)
         trace = model.decoder.trace(p3, position, queries)
-        nowhere = torch.zeros_like(trace.predictions[-1].masks, dtype=torch.bool)
+        nowhere = torch.zeros_like(trace.masks[-1], dtype=torch.bool)
         for a, b in zip(
             model.decoder.guided(trace, position, queries, nowhere),
             model.decoder.guided(trace, position, queries, ~nowhere),
             strict=True,
         ):
-            assert torch.equal(a.masks, b.masks) and torch.equal(a.logits, b.logits)
+            assert torch.equal(a.masks(), b.masks()) and torch.equal(a.logits, b.logits)
 
 
 def test_the_guided_pass_sends_gradients_into_the_layers():

@@ -116,6 +116,7 @@ def test_special_values(choose):
     logits[1, 1] = float("inf")
     logits[1, 4] = float("-inf")
     logits[2] = float("nan")
+    logits[2, :, 4:] = torch.tensor(0x7FC12345, dtype=torch.int32).view(torch.float32)
     for important in (50, 180, 200):
         expect(choose, logits, important, 200, important)
 

@@ -21,21 +21,25 @@
 
 namespace fastinst {
 
-// The bits of a number's magnitude, which have the magnitudes' order, with NaN last.
+// The bits of a number's magnitude, which have the magnitudes' order, with NaN last: the first bits
+// past infinity's, whichever of its many it is.
 template <typename A>
 struct MagnitudeKey;
 template <>
 struct MagnitudeKey<float> {
   using Type = unsigned;
   static constexpr int kBits = 31;
-  static __device__ __forceinline__ Type of(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+  static __device__ __forceinline__ Type of(float x) {
+    return min(__float_as_uint(x) & 0x7fffffffu, 0x7f800001u);
+  }
 };
 template <>
 struct MagnitudeKey<double> {
   using Type = unsigned long long;
   static constexpr int kBits = 63;
   static __device__ __forceinline__ Type of(double x) {
-    return static_cast<Type>(__double_as_longlong(x)) & 0x7fffffffffffffffull;
+    const Type bits = static_cast<Type>(__double_as_longlong(x)) & 0x7fffffffffffffffull;
+    return min(bits, Type{0x7ff0000000000001ull});
   }
 };
 

@@ -8,7 +8,7 @@ DEFINITIONS := $(foreach op,attention_mask attention_to_queries deform_conv2d en
 # Other builds of torch: make TORCH="torch==2.14.0 --index-url ..."
 TORCH ?= torch==2.13.0
 
-.PHONY: install kernels demo test lint format check-cuda clean
+.PHONY: install kernels demo test test-all lint format check-cuda clean
 .DELETE_ON_ERROR:
 
 install: kernels
@@ -31,7 +31,7 @@ demo: install
 	$(BIN)/python -m fastinst.data.demo demo/data
 	rm -rf demo/run
 	$(BIN)/python train.py --data demo/data --model fastinst-d1-r18-192 --output demo/run \
-		--steps 400 --batch-size 8 --lr 5e-4 --backbone-lr 1 --clip 1 --flip-only --eval-every 200
+		--steps 400 --batch-size 8 --lr 5e-4 --backbone-lr 1 --clip 1 --augmentation flip --eval-every 200
 	$(BIN)/python evaluate.py demo/run/last.pt --data demo/data --output demo/evaluation.json
 	$(BIN)/python predict.py demo/run/last.pt demo/data/val --output demo/pictures \
 		--ground-truth demo/data/annotations/instances_val.json
@@ -40,8 +40,12 @@ demo: install
 # The second run is of the definitions that the kernels replace. One thread: the models of the tests
 # are too small to gain from more.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 	FASTINST_KERNELS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(DEFINITIONS)
+
+# The slow ones as well.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check $(SOURCES)

@@ -1,248 +1,189 @@
-"""Train FastInst on a data set in COCO format.
+"""Train FastInst on your own images.
 
-    python train.py --data DATA --model fastinst-d3-r50-640 --weights resnet50.pth
-    python train.py --data DATA --model fastinst-d1-r18-192 --epochs 60 --lr 5e-4
+    python train.py --data DATA --weights fastinst-d3-r50-640
+    python train.py --data DATA --model fastinst-d1-r18-192 --sanity
     torchrun --nproc-per-node 4 train.py --data DATA --weights fastinst-d3-r50-640
     python train.py --resume runs/fastinst-d3-r50-640
 
-DATA is a folder in any common COCO layout, or a JSON file. Everything goes to one folder:
-last.pt, best.pt (by mask AP) and log.csv.
+DATA is a folder or a file with COCO JSON in any layout, YOLO segmentation labels, or Cityscapes.
+Everything goes to one folder: last.pt and previous.pt to resume from, best.pt by mask AP, log.csv,
+curves.png, and samples.jpg, which shows what the model is given to learn.
+
+Leaves with exit code 0 when the training is done, 130 when it was stopped and can be resumed, 1
+when --sanity fails, 2 on an error.
 """
 
 import argparse
 import math
-import os
+import shlex
+import sys
 import time
-import zlib
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import fastinst
 from fastinst.config import parse_overrides
+from fastinst.curves import draw_curves
 from fastinst.data.augment import Augmentation
-from fastinst.data.coco import check_images, load_coco
-from fastinst.data.dataset import Dataset
-from fastinst.data.layouts import find_coco
+from fastinst.data.contact_sheet import contact_sheet
+from fastinst.data.fingerprint import difference, fingerprint
+from fastinst.data.formats import load_splits
+from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.loader import EpochSampler, TrainingImages, collate
+from fastinst.data.workers import read_batches
+from fastinst.data_doctor import MOST_IMAGES, examine
 from fastinst.device import choose_device
+from fastinst.ema import ExponentialMovingAverage
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder
+from fastinst.gradients import BatchGradients
+from fastinst.initial_model import initial_model
 from fastinst.interrupts import Interrupts, ignore_interrupts
-from fastinst.log import LOSS_KINDS, open_log
+from fastinst.log import LOSS_KINDS, Log
 from fastinst.metrics.coco import evaluate, format_table
-from fastinst.optimizer import DROPS, lr_factor, parameter_groups
-from fastinst.weights import (
-    load_model,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-)
+from fastinst.optimizer import parameter_groups
+from fastinst.processes import Processes
+from fastinst.records import peak_memory
+from fastinst.run_folder import BEST, LAST, RunFolder, resolve_resume
+from fastinst.sanity import sanity_check
+from fastinst.schedule import Schedule
+from fastinst.sync_batch_norm import synchronise_batch_norms
+from fastinst.train_arguments import Resumed, parse_arguments, saved_arguments
+from fastinst.training_state import TrainingState
+from fastinst.visualize import save_jpeg
+from fastinst.weights import load_model, save_checkpoint
 
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", help="folder or COCO JSON to train on")
-    add("--val", help="folder or COCO JSON to evaluate on [found in --data]")
-    add("--model", default="fastinst-d3-r50-640", help=", ".join(fastinst.list_models()))
-    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields of ModelConfig")
-    add("--size", type=int, help="shorter image edge, for training and testing [the model's]")
-    add(
-        "--weights",
-        help="start from a checkpoint, a release .pth, a model name or an ImageNet backbone",
-    )
-    add("--resume", help="continue a run: its folder or its last.pt; other options override")
-    add("--output", help="folder of the run [runs/MODEL]")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=float, help="[50]")
-    length.add_argument("--steps", type=int, help="instead of --epochs")
-    add("--batch-size", type=int, default=16, help="over all processes")
-    add("--lr", type=float, default=1e-4)
-    add("--backbone-lr", type=float, help="factor of --lr [0.1; from scratch 1]")
-    add("--weight-decay", type=float, default=0.05)
-    add("--warmup", type=int, default=10, help="steps")
-    add("--clip", type=float, default=0.0, help="largest gradient norm, 0 for none")
-    add("--flip-only", action="store_true", help="no random crop and no random size")
-    add("--amp", choices=("auto", "off", "float16", "bfloat16"), default="auto")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    add("--workers", type=int, default=min(4, os.cpu_count() or 1))
-    add("--eval-every", type=int, help="steps between evaluations and saves [an epoch]")
-    add("--seed", type=int, default=0)
-    add("--skip-image-check", action="store_true", help="do not decode every image first")
-    args = parser.parse_args()
-    if args.resume:
-        path = Path(args.resume)
-        path = path / "last.pt" if path.is_dir() else path
-        training = read_checkpoint(path).get("training")
-        if not training:
-            raise InputError(f"{path} holds no training state to resume; pass it as --weights")
-        saved = training["arguments"] | {"output": str(path.parent)}
-        if args.epochs or args.steps:
-            saved |= {"epochs": None, "steps": None}
-        parser.set_defaults(**saved)
-        args = parser.parse_args()
-        args.resume = str(path)
-        for fixed in ("model", "set", "size", "batch_size", "seed"):
-            if getattr(args, fixed) != saved[fixed]:
-                raise InputError(f"--{fixed.replace('_', '-')} cannot change when resuming {path}")
-    if not args.data:
-        parser.error("--data is needed")
-    for name in ("batch_size", "lr", "epochs", "steps", "size", "eval_every"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive")
-    for name in ("backbone_lr", "weight_decay", "warmup", "clip", "workers"):
-        if getattr(args, name) is not None and not getattr(args, name) >= 0:
-            parser.error(f"--{name.replace('_', '-')} must not be negative")
-    args.output = args.output or f"runs/{args.model}"
-    return args
-
-
-class TrainingStep(nn.Module):
-    """The losses as a forward pass, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch, targets):
-        return self.model.loss(batch, targets)
-
-
-def find_data(args: argparse.Namespace, say: Callable) -> tuple[Dataset, Dataset | None]:
-    """The training set, and the validation set or None, with the reason said."""
-    train = load_coco(*find_coco(args.data, "train"))
-    if args.val:
-        return train, load_coco(*find_coco(args.val, "val"))
-    try:
-        json_path, image_folder = find_coco(args.data, "val")
-    except InputError as error:
-        say(f"no validation set, so there will be no AP; pass --val. The reason: {error}")
-        return train, None
-    if json_path == train.source:
-        say("no validation set beside the training set, so there will be no AP; pass --val")
-        return train, None
-    return train, load_coco(json_path, image_folder)
-
-
-def build_model(args: argparse.Namespace, num_classes: int, say: Callable) -> nn.Module:
-    """A model with the weights that the arguments ask for."""
-    if args.resume:
-        return load_model(args.resume)[0]
-    options = parse_overrides(args.set)
-    if args.size:
-        longest = round(args.size * 4 / 3)
-        options |= {"test_short_edge": args.size, "test_max_edge": longest}
-        options |= {"train_short_edge": args.size, "train_max_edge": longest}
-    if not args.weights:
-        if options.setdefault("frozen_batch_norm", False):
-            raise InputError(
-                "frozen batch norms are meaningless without pretrained weights: pass --weights, or "
-                "leave frozen_batch_norm out"
-            )
-        say("no pretrained weights: training from scratch, with batch norms that train too")
-    model = fastinst.create_model(args.model, num_classes, **options)
-    if args.weights:
-        fresh = load_weights(model, args.weights)
-        more = f" and {len(fresh) - 12} more" if len(fresh) > 12 else ""
-        told = f"; starting anew: {', '.join(fresh[:12])}{more}" if fresh else ""
-        say(f"weights: {args.weights}{told}")
-    return model
-
-
-def fingerprint(dataset: Dataset) -> int:
-    """Differs if the classes, the images or their numbers of annotations do."""
-    counts = [(record.id, len(record.annotations)) for record in dataset.images]
-    return zlib.crc32(repr((dataset.class_names, counts)).encode())
+STARTED = time.monotonic()
+SECONDS_BETWEEN_SAVES = 15 * 60
+MOST_SKIPPED = 50  # steps in a row
 
 
 def main() -> int:
-    args = parse_arguments()
-
-    # Processes: one without torchrun, else as many as it started.
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    rank = int(os.environ.get("RANK", 0))
+    args, resumed = parse_arguments(__doc__)
     device = choose_device(args.device)
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    say = print if rank == 0 else lambda *_: None
+    processes = Processes.join(device)
+    with processes.telling_one_error():
+        return fit(args, resumed, device, processes)
+    return 2  # another process has told why
 
-    # Data: everything that is wrong with it is said here, before the first step.
-    train, val = find_data(args, say)
-    for name, dataset in (("train", train), ("val", val)):
-        if dataset is None:
-            continue
-        counts = f"{len(dataset)} images, {len(dataset.class_names)} classes"
-        say(f"{name}: {counts}, {dataset.source}")
-        for line in dataset.skipped[:5]:
-            say(f"  skipped: {line}")
-        if len(dataset.skipped) > 5:
-            say(f"  ... {len(dataset.skipped)} annotations skipped in all")
-        if not args.skip_image_check and rank == 0:
-            check_images(dataset)
-    if val is not None and val.class_names != train.class_names:
+
+def fit(
+    args: argparse.Namespace, resumed: Resumed | None, device: torch.device, processes: Processes
+) -> int:
+    say = print if processes.leads else lambda *_: None
+    if args.batch_size // processes.world < args.accumulate:
         raise InputError(
-            f"{val.source} and {train.source} have different classes: "
-            f"{val.class_names} and {train.class_names}"
+            f"--batch-size {args.batch_size} is too small for {processes.world} processes that "
+            f"compute it in {args.accumulate} parts"
+        )
+    if not resumed and resolve_resume("auto", args.output):
+        raise InputError(
+            f"{args.output} holds a run: --resume {args.output}, or choose another --output"
         )
 
-    # Model and optimizer
-    torch.manual_seed(args.seed)
-    model = build_model(args, len(train.class_names), say).to(device)
-    model.to(memory_format=torch.channels_last).train()
-    config = model.config
-    if args.backbone_lr is None:
-        args.backbone_lr = 0.1 if args.weights else 1.0
-    groups = parameter_groups(model, args.lr, args.lr * args.backbone_lr, args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, fused=device.type == "cuda")
-    base_lrs = [group["lr"] for group in groups]
+    # Data and model; what is wrong with them is said before the first step
+    train, val, without_val = load_splits(args.data, args.val, args.images)
+    if resumed:
+        model = load_model(resumed.path)[0]
+    else:
+        torch.manual_seed(args.seed)
+        model = initial_model(
+            *(args.model, len(train.class_names), parse_overrides(args.set)),
+            size=args.size,
+            weights=args.weights,
+            batch_norm=args.batch_norm,
+            images_per_norm=args.batch_size // args.accumulate,
+            say=say,
+        )
+    model.to(device, memory_format=torch.channels_last).train()
     amp = args.amp if args.amp != "auto" else ("float16" if device.type == "cuda" else "off")
-    amp_dtype = getattr(torch, amp, torch.float32)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "float16")
-    classes = (train.class_names, train.category_ids)
-    step, best = 0, -math.inf
-    if args.resume:
-        training = read_checkpoint(args.resume)["training"]
-        if training["data"] != fingerprint(train):
-            raise InputError(f"{train.source} is not what {args.resume} was trained on")
-        options = [{k: group[k] for k in ("weight_decay", "fused")} for group in groups]
-        optimizer.load_state_dict(training["optimizer"])
-        for group, own in zip(optimizer.param_groups, options, strict=True):
-            group |= own  # those of the command line and of this device
-        scaler.load_state_dict(training["scaler"])
-        step, best = training["step"], training["best"]
-    output = make_output_folder(args.output)
-    if (output / "last.pt").exists() and not args.resume:
-        raise InputError(f"{output} holds a run: --resume {output}, or choose another --output")
-    compute_losses = TrainingStep(model)
-    if world > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        compute_losses = DistributedDataParallel(compute_losses, device_ids=ids)
+    amp = None if amp == "off" else getattr(torch, amp)
+    edges = (model.config.train_short_edge, model.config.train_max_edge)
+    augmentation = {
+        "release": Augmentation.for_size(*edges),
+        "flip": Augmentation.flip_only(*edges),
+        "jitter": LargeScaleJitter(max(edges)),
+    }[args.augmentation]
+    if processes.leads and not resumed:
+        share = max(1, args.batch_size // args.accumulate // processes.world)
+        report = examine(
+            *(train, val, model.config, share),
+            settings=augmentation,
+            device=device,
+            amp=amp is not None,
+            most_images=None if args.check_all_images else MOST_IMAGES,
+        )
+        report.show(say)
+        if report.fatal:
+            raise InputError(f"{train.source} cannot be trained on; what is fatal stands above")
+    if args.sanity:
+        if not processes.leads:
+            return 0
+        picture = make_output_folder(args.output) / "sanity.jpg"
+        start = model if args.weights else None
+        verdict = sanity_check(train, device, model=start, picture=picture, say=say)
+        say(str(verdict))
+        return 0 if verdict.passed else 1
+    if val is not None and all(a.iscrowd for image in val.images for a in image.annotations):
+        val, without_val = None, f"{val.source} has no objects"
+    if val is None:
+        say(f"no validation set, so there will be no AP; pass --val. The reason: {without_val}")
 
-    # The stream of batches, which a resumed run takes up where it stopped.
-    short, longest = config.train_short_edge, config.train_max_edge
-    augmentation = (
-        Augmentation(short_edges=(short,), max_edge=longest, crop_probability=0.0)
-        if args.flip_only
-        else Augmentation.for_size(short, longest)
-    )
+    # The plan
     images = TrainingImages(train, augmentation, args.seed)
-    if len(images) < len(train):
-        say(f"{len(train) - len(images)} training images without objects are left out")
-    sampler = EpochSampler(len(images), args.batch_size, args.seed, rank, world, step)
-    per_epoch = len(images) / args.batch_size  # steps
-    total = args.steps or math.ceil((args.epochs or 50) * per_epoch)
-    eval_every = args.eval_every or math.ceil(per_epoch)
-    if step >= total:
-        raise InputError(f"{args.resume} is at step {step} of {total}: nothing is left to do")
+    schedule = Schedule.plan(
+        *(len(images), args.batch_size),
+        epochs=args.epochs,
+        steps=args.steps,
+        lr=args.lr,
+        warmup=args.warmup,
+        pause_every=args.eval_every,
+    )
+    backbone_lr = args.backbone_lr
+    if backbone_lr is None:
+        backbone_lr = 0.1 if args.weights else 1.0
+    precision = str(amp or torch.float32).removeprefix("torch.")
+    say(f"plan: {args.model} on {device}, {precision}, shorter edge {edges[0]}")
+    say(
+        f"  {len(images)} images with objects, {args.augmentation} augmentation; "
+        f"{args.batch_size} a step: processes {processes.world}, parts {args.accumulate}"
+    )
+    say(f"  {schedule}; backbone x{backbone_lr:g}")
+
+    # The optimizer, and what a resumed run takes up
+    synchronise_batch_norms(model)
+    ema = ExponentialMovingAverage(model, args.ema) if args.ema else None
+    groups = parameter_groups(model, schedule.lr, schedule.lr * backbone_lr, args.weight_decay)
+    base_lrs = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    gradients = BatchGradients(model, processes, args.accumulate, amp)
+    scaler = gradients.scaler
+    state = TrainingState(optimizer, scaler, ema)
+    identity = fingerprint(train) if processes.leads else None
+    if resumed:
+        path, training, note = resumed
+        if note:
+            say(f"warning: {note}")
+        if processes.leads and (changed := difference(training["data"], identity)):
+            raise InputError(f"{train.source} is not what {path} was trained on: {changed}")
+        state.load_state_dict(training)
+        step = state.progress.step
+        if step >= schedule.steps and not state.progress.unjudged:
+            raise InputError(
+                f"{path} is at step {step} of {schedule.steps}: nothing is left to do; "
+                f"--steps or --epochs would extend the run"
+            )
+        say(f"resuming {path} after step {step}")
+    progress = state.progress
+    folder = RunFolder(make_output_folder(args.output))
+
+    # The stream of batches, which a resumed run takes up where it stopped
+    sampler = EpochSampler(
+        *(len(images), args.batch_size, args.seed),
+        *(processes.rank, processes.world, progress.step),
+    )
     loader = DataLoader(
         images,
         batch_sampler=sampler,
@@ -250,104 +191,166 @@ def main() -> int:
         collate_fn=collate,
         worker_init_fn=ignore_interrupts,
         generator=torch.Generator(),
+        pin_memory=device.type == "cuda",
     )
-    drops = ", ".join(str(math.ceil(drop * total)) for drop in DROPS)
-    say(
-        f"{args.model} on {device}: {total} steps of {args.batch_size} images "
-        f"({total / per_epoch:.1f} epochs of {len(images)}), lr {args.lr:g} "
-        f"(backbone x{args.backbone_lr:g}), x0.1 at steps {drops}, amp {amp}, "
-        f"shorter edge up to {config.train_short_edge}, output {output}"
+    if processes.leads and not resumed:
+        save_jpeg(folder.path / "samples.jpg", contact_sheet(images, train.class_names))
+        say(f"  what the model is given to learn: {folder.path / 'samples.jpg'}")
+
+    def save() -> None:
+        if processes.leads:
+            training = state.state_dict() | {"arguments": saved_arguments(args), "data": identity}
+            folder.save(model, train.class_names, train.category_ids, training)
+
+    # Step by step
+    row, summary = progress.unjudged, None
+    log = Log(folder.path, progress.step - bool(row), say) if processes.leads else None
+    interrupts = Interrupts(args.time_limit, STARTED, quiet=not processes.leads)
+
+    def judge(row: dict[str, float]) -> None:
+        """Evaluate after the step of this row, which gets the AP; keep the best model."""
+        nonlocal summary
+        judged = ema.model if ema else model
+        evaluator = evaluate(judged, val, device, workers=args.workers)
+        progress.unjudged = None
+        if processes.leads:
+            summary = evaluator.summarize()
+            row |= {name: summary[name] for name in ("AP", "AP50")}
+            log.write(row)
+            tqdm.write("step {step}: mask AP {AP:.2f}, AP50 {AP50:.2f}".format(**row))
+            progress.evaluations_in_vain += 1
+            if summary["AP"] > progress.best_ap:
+                progress.best_ap, progress.evaluations_in_vain = summary["AP"], 0
+                save_checkpoint(folder.path / BEST, judged, train.class_names, train.category_ids)
+        in_vain = progress.evaluations_in_vain if processes.leads else 0
+        (progress.evaluations_in_vain,) = processes.largest((in_vain,))
+
+    def done() -> bool:
+        in_vain = progress.evaluations_in_vain
+        return progress.step >= schedule.steps or in_vain >= (args.patience or math.inf)
+
+    if row:
+        judge(row)
+    batches = read_batches(loader)
+    skipped_in_a_row, stopping = 0, False
+    saved = lap = time.monotonic()
+    bar = tqdm(
+        total=schedule.steps,
+        initial=progress.step,
+        disable=not processes.leads,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
     )
+    with bar:
+        while not (stopping or done()):
+            try:
+                samples = next(batches)
+            except InputError as error:
+                save()
+                why = str(error).strip()
+                raise InputError(f"{why}. Continue with --resume {args.output}") from error
+            replaced = [sample["replaced"] for sample in samples if sample["replaced"]]
+            for reason in replaced:
+                tqdm.write(f"warning: another image stands in: {reason}", file=sys.stderr)
+            factor = schedule.lr_factor(progress.step)
+            for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
+                group["lr"] = base_lr * factor
 
-    def save_last() -> None:
-        training = {
-            "step": step,
-            "best": best,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "arguments": {k: v for k, v in vars(args).items() if k not in ("resume", "device")},
-            "data": fingerprint(train),
-        }
-        if rank == 0:
-            save_checkpoint(output / "last.pt", model, *classes, training)
+            optimizer.zero_grad()
+            losses = gradients.compute(samples)
+            scaler.unscale_(optimizer)
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(grads)
+            if args.clip:
+                nn.utils.clip_grads_with_norm_(model.parameters(), args.clip, norm)
 
-    # Step by step.
-    interrupts = Interrupts()
-    file, log = open_log(output / "log.csv", step) if rank == 0 else (None, None)
-    bar = tqdm(total=total, initial=step, disable=rank > 0, unit="step", dynamic_ncols=True)
-    started, summary = time.perf_counter(), None
-    for samples in loader:
-        # Random points depend on the step alone, so that a resumed run draws the same.
-        torch.manual_seed((args.seed * world + rank) * 1_000_003 + step)
-        factor = lr_factor(step, total, args.warmup)
-        for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
-            group["lr"] = base_lr * factor
-        batch, _ = model.preprocess([sample["image"] for sample in samples])
-        batch = batch.to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, amp_dtype, enabled=amp != "off"):
-            losses = compute_losses(batch, [sample["target"] for sample in samples])
-        optimizer.zero_grad()
-        scaler.scale(sum(losses.values())).backward()
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip or math.inf)
+            # The one copy from the device; it also tells what the other processes know.
+            told = [norm.new_full((), float(n)) for n in (interrupts.received, len(replaced))]
+            means = processes.mean(torch.stack([*losses.values(), norm, *told])).tolist()
+            *values, norm, stop, replaced = means
+            values = dict(zip(losses, values, strict=True))
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            bad += [] if math.isfinite(norm) else ["gradient norm"]
+            skipped_in_a_row = skipped_in_a_row + 1 if bad else 0
+            if bad and (amp is None or skipped_in_a_row > MOST_SKIPPED):
+                ids = processes.joined([sample["image_id"] for sample in samples])
+                raise InputError(
+                    f"step {progress.step + 1}: {', '.join(bad)} not finite on images "
+                    f"{', '.join(map(str, ids))}; nothing was saved since the last checkpoint. "
+                    f"Try a lower --lr, --clip 1 or --amp off"
+                )
+            if bad:
+                progress.skipped_steps += 1
+            else:
+                scaler.step(optimizer)
+                if ema:
+                    ema.update(model)
+            scaler.update()
+            progress.step += 1
+            progress.replaced_images += round(replaced * processes.world)
 
-        # One copy from the device. Float16 gradients may overflow: the scaler skips that step.
-        norm = norm.nan_to_num() if scaler.is_enabled() else norm
-        values = torch.stack([*losses.values(), norm]).detach()
-        if world > 1:
-            dist.all_reduce(values)
-            values /= world
-        values = dict(zip([*losses, "gradient_norm"], values.tolist(), strict=True))
-        bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-        if bad:
-            bar.close()
-            ids = ", ".join(str(sample["image_id"]) for sample in samples)
-            raise InputError(
-                f"step {step + 1}: {bad} not finite on images {ids}; nothing was saved since "
-                f"the last checkpoint. Try a lower --lr, --clip 1 or --amp off"
+            now = time.monotonic()
+            progress.seconds += now - lap
+            row = {
+                "step": progress.step,
+                "epoch": progress.step / schedule.steps_per_epoch,
+                "seconds": progress.seconds,
+                "lr": schedule.lr * factor,
+                "gradient_norm": norm,
+                "loss": sum(values.values()),
+                "images_per_second": args.batch_size / (now - lap),
+                "memory_mib": peak_memory(device)["peak_memory_bytes"] / 2**20,
+            }
+            for kind in LOSS_KINDS:
+                row[kind] = sum(v for name, v in values.items() if name.startswith(kind))
+            bar.set_postfix_str(
+                "loss {loss:.2f}, lr {lr:.1e}, {images_per_second:.1f} images/s, "
+                "{memory_mib:.0f} MiB".format(**row),
+                refresh=False,
             )
-        scaler.step(optimizer)
-        scaler.update()
-        step += 1
+            bar.update()
 
-        numbers = {"lr": args.lr * factor, "gradient_norm": values.pop("gradient_norm")}
-        numbers["loss"] = sum(values.values())
-        for kind in LOSS_KINDS:
-            numbers[kind] = sum(v for name, v in values.items() if name.startswith(kind))
-        row = {name: f"{value:.8g}" for name, value in numbers.items()}
-        row |= {"step": step, "epoch": f"{step / per_epoch:.3f}"}
-        row["seconds"] = f"{time.perf_counter() - started:.2f}"
-        bar.set_postfix(loss=f"{numbers['loss']:.2f}", lr=f"{numbers['lr']:.1e}", refresh=False)
-        bar.update()
-        stopping = interrupts.requested(device)
-        pause = step % eval_every == 0 or step == total
-        if pause or stopping:
-            save_last()
-        if val is not None and pause and not stopping:
-            evaluator = evaluate(model, val, device, workers=args.workers)
-            if rank == 0:
-                summary = evaluator.summarize()
-                row |= {name: f"{summary[name]:.4f}" for name in ("AP", "AP50")}
-                bar.write(f"step {step}: mask AP {summary['AP']:.2f}, AP50 {summary['AP50']:.2f}")
-                if summary["AP"] > best:
-                    best = summary["AP"]
-                    save_checkpoint(output / "best.pt", model, *classes)
-                    save_last()
-        if log is not None:
-            log.writerow(row)
-            file.flush()
-        if stopping or step == total:
-            break
-    bar.close()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if step < total:
-        say(f"stopped after step {step}; continue with: python train.py --resume {output}")
+            # Saved before it is evaluated, so that nothing is lost if that is cut short.
+            stopping = stop > 0
+            pause = progress.step == schedule.steps or progress.step % schedule.pause_every == 0
+            if pause or stopping or now - saved > SECONDS_BETWEEN_SAVES:
+                progress.unjudged = row if pause and val is not None else None
+                save()
+                saved = now
+            if progress.unjudged and not stopping:
+                judge(row)
+            elif log:
+                log.write(row)
+            interrupts.reserve_s = max(interrupts.reserve_s, 1.2 * (time.monotonic() - lap))
+            lap = time.monotonic()
+
+    # The end
+    ended = done() and not progress.unjudged
+    if ended:
+        save()  # with what the last evaluation has found
+    if processes.leads:
+        log.close()
+        draw_curves(log.path, folder.path / "curves.png")
+    processes.leave()
+    if progress.skipped_steps:
+        say(f"{progress.skipped_steps} steps were skipped, as their gradients were not finite")
+    if progress.replaced_images:
+        say(f"{progress.replaced_images} times another image stood in for one that is unreadable")
+    output = shlex.quote(args.output)
+    if not ended:
+        why = interrupts.reason or "another process"
+        say(f"stopped by {why} after step {progress.step}; continue with: --resume {output}")
         return 130
+    if progress.step < schedule.steps:
+        say(f"ended early: no better AP in {args.patience} evaluations")
     if summary:
         say(format_table(summary))
-        which = "best.pt" if (output / "best.pt").exists() else "last.pt"
-        say(f"next: python evaluate.py {output / which} --data {args.val or args.data}")
+    if val is not None:
+        best = shlex.quote(str(folder.path / BEST))
+        say(f"next: python evaluate.py {best} --data {shlex.quote(args.val or args.data)}")
+    else:
+        say(f"next: python predict.py {shlex.quote(str(folder.path / LAST))} YOUR_IMAGES")
     return 0
 
 

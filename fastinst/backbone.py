@@ -14,7 +14,10 @@ from fastinst.errors import InputError
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation whose statistics and affine map are buffers, never updated."""
+    """Batch normalisation whose statistics and affine map are buffers, never updated.
+
+    `Normalised` applies it, together with the convolution before it.
+    """
 
     eps = 1e-5
 
@@ -25,10 +28,38 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
+
+class Normalised:
+    """`norm(conv(x))` for the convolutions of a backbone and the norms after them.
+
+    A frozen norm is an affine map of each channel, which the convolution's weight and bias take
+    in, so that no pass over the features is left of it. These maps are computed together for all
+    norms of the backbone, in a few launches.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        norms = [m for m in backbone.modules() if isinstance(m, FrozenBatchNorm2d)]
+        self.affine: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        if norms:
+            exact = torch.promote_types(norms[0].weight.dtype, torch.float32)
+            weights, biases, means, variances = (
+                [getattr(norm, name).to(exact) for norm in norms]
+                for name in ("weight", "bias", "running_mean", "running_var")
+            )
+            scales = torch._foreach_rsqrt(torch._foreach_add(variances, FrozenBatchNorm2d.eps))
+            scales = torch._foreach_mul(scales, weights)
+            shifts = torch._foreach_addcmul(biases, means, scales, value=-1)
+            self.affine = dict(zip(norms, zip(scales, shifts, strict=True), strict=True))
+
+    def __call__(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+        if norm not in self.affine:
+            return norm(conv(x))
+        scale, shift = self.affine[norm]
+        weight = (conv.weight * scale[:, None, None, None]).to(conv.weight.dtype)
+        bias = shift.to(weight.dtype)
+        if isinstance(conv, DeformableConv2d):
+            return conv.sample(x, weight, bias)
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding)
 
 
 class DeformableConv2d(nn.Module):
@@ -47,7 +78,11 @@ class DeformableConv2d(nn.Module):
         nn.init.zeros_(self.offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.deform_conv2d(x, self.offset(x), self.weight, stride=self.stride, padding=1)
+        return self.sample(x, self.weight)
+
+    def sample(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """With this weight and bias in place of its own."""
+        return ops.deform_conv2d(x, self.offset(x), weight, bias, stride=self.stride, padding=1)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -71,9 +106,9 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(width)
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+    def forward(self, x: Tensor, normalised: Normalised) -> Tensor:
+        y = F.relu(normalised(self.conv1, self.bn1, x))
+        return F.relu(normalised(self.conv2, self.bn2, y) + shortcut(self, x, normalised))
 
 
 class Bottleneck(nn.Module):
@@ -91,10 +126,20 @@ class Bottleneck(nn.Module):
         self.bn3 = norm(width * self.expansion)
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+    def forward(self, x: Tensor, normalised: Normalised) -> Tensor:
+        y = F.relu(normalised(self.conv1, self.bn1, x))
+        y = F.relu(normalised(self.conv2, self.bn2, y))
+        return F.relu(normalised(self.conv3, self.bn3, y) + shortcut(self, x, normalised))
+
+
+def shortcut(block: BasicBlock | Bottleneck, x: Tensor, normalised: Normalised) -> Tensor:
+    """What a block adds to its result."""
+    if isinstance(block.downsample, nn.Identity):
+        return x
+    *pool, conv, norm = block.downsample
+    for module in pool:
+        x = module(x)
+    return normalised(conv, norm, x)
 
 
 @dataclass(frozen=True)
@@ -177,9 +222,19 @@ class ResNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        res3 = self.layer2(self.layer1(x))
-        res4 = self.layer3(res3)
-        res5 = self.layer4(res4)
-        return res3, res4, res5
+        normalised = Normalised(self)
+        x = F.max_pool2d(self._stem(images, normalised), 3, stride=2, padding=1)
+        features = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = block(x, normalised)
+            features.append(x)
+        return tuple(features[1:])
+
+    def _stem(self, images: Tensor, normalised: Normalised) -> Tensor:
+        if isinstance(self.conv1, nn.Conv2d):
+            return F.relu(normalised(self.conv1, self.bn1, images))
+        first, first_norm, _, second, second_norm, _, third = self.conv1
+        x = F.relu(normalised(first, first_norm, images))
+        x = F.relu(normalised(second, second_norm, x))
+        return F.relu(normalised(third, self.bn1, x))

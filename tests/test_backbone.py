@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastinst.backbone import ARCHITECTURES, DeformableConv2d, FrozenBatchNorm2d, ResNet
+from fastinst.backbone import (
+    ARCHITECTURES,
+    DeformableConv2d,
+    FrozenBatchNorm2d,
+    Normalised,
+    ResNet,
+)
 from fastinst.errors import InputError
 
 
@@ -109,27 +115,58 @@ def test_the_shortcut_of_resnet_d_pools_in_ceil_mode(size):
 
 def test_odd_sizes_agree_on_both_paths_of_a_block():
     block = ResNet("resnet50d").layer2[0]
-    assert block(torch.randn(1, 256, 7, 9)).shape == (1, 512, 4, 5)
+    assert block(torch.randn(1, 256, 7, 9), Normalised(block)).shape == (1, 512, 4, 5)
 
 
 def test_layer1_of_resnet_d_has_no_pooling():
     assert not any(isinstance(m, nn.AvgPool2d) for m in ResNet("resnet50d").layer1.modules())
 
 
-def test_frozen_norm_is_a_fixed_affine_map():
-    norm = FrozenBatchNorm2d(3).train()
+@pytest.mark.parametrize("conv", [nn.Conv2d(4, 3, 3, 2, 1, bias=False), DeformableConv2d(4, 3, 2)])
+def test_frozen_norm_is_a_fixed_affine_map(conv):
+    conv, norm = conv.double(), FrozenBatchNorm2d(3).double().train()
     for buffer in norm.buffers():
         buffer.uniform_(0.5, 2)
     before = {key: value.clone() for key, value in norm.state_dict().items()}
-    x = torch.randn(2, 3, 4, 5, requires_grad=True)
     mean, var, weight, bias = (
         before[key][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
     )
-    y = norm(x)
-    torch.testing.assert_close(y, (x - mean) / (var + 1e-5).sqrt() * weight + bias)
-    y.sum().backward()
-    assert x.grad.any() and not list(norm.parameters())
+    x = torch.randn(2, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    expected = (conv(x) - mean) / (var + 1e-5).sqrt() * weight + bias
+    found = Normalised(nn.ModuleList([conv, norm]))(conv, norm, x)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(expected)
+    inputs = (x, *conv.parameters())
+    for a, b in zip(
+        *(torch.autograd.grad(y, inputs, grad) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    assert not list(norm.parameters())
     assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+def test_frozen_and_evaluated_norms_agree_in_every_place():
+    """The same network once with frozen norms and once with trained ones that only evaluate."""
+    for name in ARCHITECTURES:
+        torch.manual_seed(0)
+        trained = ResNet(name, frozen_batch_norm=False).double().eval()
+        for buffer in trained.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2)
+        frozen = ResNet(name).double()
+        state = trained.state_dict()
+        frozen.load_state_dict({key: state[key] for key in frozen.state_dict()})
+        x = torch.randn(1, 3, 40, 64, dtype=torch.float64)
+        with torch.no_grad():
+            for found, expected in zip(frozen(x), trained(x), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_frozen_norms_keep_16_bits():
+    backbone = ResNet("resnet18").bfloat16()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))
+    assert all(f.dtype == torch.bfloat16 and f.isfinite().all() for f in features)
 
 
 def test_an_unknown_backbone_is_refused():

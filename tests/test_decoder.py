@@ -24,12 +24,23 @@ def test_attention_is_multi_head_attention_with_its_residual_and_norm(masked):
     torch.testing.assert_close(read, attention.norm(x + expected))
 
 
+def test_masks_are_dot_products_with_the_mapped_pixels():
+    head = PredictionHead(12, 4).double()
+    nn.init.normal_(head.pixel_map.bias)
+    queries = torch.randn(2, 5, 12, dtype=torch.float64)
+    pixels = torch.randn(2, 37, 12, dtype=torch.float64)
+    output = head(queries, pixels)
+    embeddings = head.mask_mlp(head.norm(queries))
+    torch.testing.assert_close(output.masks(), embeddings @ head.pixel_map(pixels).mT)
+    torch.testing.assert_close(output.logits, head.class_mlp(head.norm(queries)))
+
+
 def test_the_attention_mask_is_the_sign_of_the_mask_logits():
     head = PredictionHead(12, 4).double()
     nn.init.normal_(head.pixel_map.bias)
     queries = torch.randn(2, 5, 12, dtype=torch.float64)
     pixels = torch.randn(2, 37, 12, dtype=torch.float64)
-    masks = head.masks(queries, pixels)
+    masks = head(queries, pixels).masks()
     bits = head.attention_mask(queries, pixels)
     assert torch.equal(ops.unpack_bits(bits, 37), masks >= 0)
     assert 0.2 < (masks >= 0).double().mean() < 0.8

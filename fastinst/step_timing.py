@@ -4,9 +4,10 @@
 
 The straight step (`fastinst.rivals.straight_loss`) has the same model, its operators in plain
 PyTorch, frozen batch norms as passes of their own, losses taken image by image and output by
-output, and an AdamW that is fused on GPUs only. Random pixels, fresh weights, TF32 off. Operations are
-calls that compute: neither views nor allocations. On a GPU synchronisations are those that CUDA reports; on the CPU, the calls of which
-one knows that they would wait for a GPU (`.cpu()`, `.item()`, `nonzero`).
+output, and an AdamW that is fused on GPUs only. Random pixels, fresh weights, TF32 off.
+Operations are calls that compute: neither views nor allocations. On a GPU synchronisations are
+those that CUDA reports; on the CPU, the calls of which one knows that they would wait for a GPU
+(`.cpu()`, `.item()`, `nonzero`).
 """
 
 import argparse

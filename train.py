@@ -340,7 +340,9 @@ def fit(
     output = shlex.quote(args.output)
     if not ended:
         why = interrupts.reason or "another process"
-        say(f"stopped by {why} after step {progress.step}; continue with: --resume {output}")
+        program = "python" if processes.world == 1 else "torchrun ..."
+        again = f"{program} train.py --resume {output}"
+        say(f"stopped by {why} after step {progress.step}; continue with: {again}")
         return 130
     if progress.step < schedule.steps:
         say(f"ended early: no better AP in {args.patience} evaluations")

@@ -1,12 +1,8 @@
-"""The parameter groups of AdamW and the learning-rate schedule, as the release trains."""
+"""The parameter groups of AdamW, as the release has them."""
 
 from typing import Any
 
 from torch import nn
-
-# The schedule multiplies the learning rate by 0.1 at these parts of the whole; in the release at
-# 327,778 and 355,092 of 368,750 iterations.
-DROPS = (327_778 / 368_750, 355_092 / 368_750)
 
 
 def parameter_groups(
@@ -31,11 +27,3 @@ def parameter_groups(
         }
         for (of_backbone, undecayed), parameters in groups.items()
     ]
-
-
-def lr_factor(step: int, total: int, warmup: int) -> float:
-    """What the learning rate is multiplied by at `step`, from 0, of `total`.
-
-    Rises linearly over `warmup` steps and falls to a tenth at each of DROPS.
-    """
-    return min(1.0, (step + 1) / max(warmup, 1)) * 0.1 ** sum(step >= d * total for d in DROPS)

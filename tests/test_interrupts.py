@@ -30,19 +30,24 @@ def test_a_signal_is_kept_for_the_end_of_the_step(signum):
     assert not interrupts.received and interrupts.reason is None
     os.kill(os.getpid(), signum)
     assert interrupts.received and interrupts.reason == NAMES[signum]
-    assert signal.getsignal(signum) == signal.SIG_DFL  # the second one ends the process
 
 
-def test_the_second_signal_ends_the_process():
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_second_signal_ends_the_process(quiet):
+    """But not the first one again, which torchrun passes on to processes that have got it."""
     code = (
-        "import os, signal; from fastinst.interrupts import Interrupts; i = Interrupts();"
+        "import os, signal, time; from fastinst import interrupts; interrupts.ECHO_S = 0.2;"
+        f"i = interrupts.Interrupts(quiet={quiet});"
         "os.kill(os.getpid(), signal.SIGTERM); assert i.received; print('first', flush=True);"
+        "os.kill(os.getpid(), signal.SIGTERM); print('again', flush=True); time.sleep(0.3);"
         "os.kill(os.getpid(), signal.SIGTERM); print('second')"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "first\n"), done.stderr
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "first\nagain\n"), done.stderr
+    told = "" if quiet else "SIGTERM: saving after this step; again: at once"
+    assert done.stderr.strip() == told
 
 
 def test_a_time_limit_counts_from_the_start_and_leaves_time_to_save(monkeypatch):

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from training_runs import QUICK, edit_json
 
 import train
 from fastinst.data.demo import write_demo
 from fastinst.errors import InputError
+from fastinst.gradients import BatchGradients
 from fastinst.model import FastInst
 from fastinst.optimizer import parameter_groups
 from fastinst.weights import read_checkpoint
 
 PROGRAM = Path(train.__file__)
-TINY = "--model fastinst-d1-r18-192 --size 64 --set num_points=32 ffn_dim=32 hidden_dim=64"
-QUICK = f"{TINY} --batch-size 2 --workers 0 --device cpu --lr 1e-3 --backbone-lr 1".split()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(data, tmp_path, run_train)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 130, printed
-    stopped = int(re.search(r"stopped after step (\d+)", printed)[1])
+    stopped = int(re.search(r"stopped by Ctrl-C after step (\d+)", printed)[1])
     assert 2 <= stopped < 12 and len(rows(out)) == stopped
     assert "Traceback" not in printed
 
@@ -170,7 +171,8 @@ def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path, run_train):
         run_train("--data", data, "--output", out, *QUICK, "--steps", 50, "--lr", 1e30)
 
 
-def test_a_gradient_that_is_not_finite_is_no_step(data, tmp_path, run_train, monkeypatch):
+def explode_losses(monkeypatch):
+    """From now on losses are finite, and their gradients are not."""
     losses = FastInst.loss
 
     class Explodes(torch.autograd.Function):
@@ -186,9 +188,13 @@ def test_a_gradient_that_is_not_finite_is_no_step(data, tmp_path, run_train, mon
         found = losses(self, batch, targets, totals=totals)
         return found | {"loss_ce": Explodes.apply(found["loss_ce"])}
 
+    monkeypatch.setattr(FastInst, "loss", exploding)
+
+
+def test_a_gradient_that_is_not_finite_is_no_step(data, tmp_path, run_train, monkeypatch):
     out = tmp_path / "run"
     run_train("--data", data, "--output", out, *QUICK, "--steps", 1)
-    monkeypatch.setattr(FastInst, "loss", exploding)
+    explode_losses(monkeypatch)
     with pytest.raises(InputError, match="step 2: gradient norm not finite on images"):
         run_train("--resume", out, "--steps", 2)
     assert all(value.isfinite().all() for value in weights(out).values())
@@ -226,13 +232,133 @@ def test_options_out_of_range(data, run_train, capsys, option):
     assert exit_.value.code == 2 and option.partition("=")[0] in capsys.readouterr().err
 
 
-def test_a_validation_set_without_objects(tmp_path, run_train, capsys):
+def test_a_validation_set_without_objects(data, tmp_path, run_train, capsys):
+    """Crowds are none either: there is no AP that could end the run early or be the best."""
     folder, out = tmp_path / "data", tmp_path / "run"
-    write_demo(folder, train=2, val=1, seed=0)
+    shutil.copytree(data, folder)
     val = folder / "annotations" / "instances_val.json"
-    val.write_text(json.dumps(json.loads(val.read_text()) | {"annotations": []}))
-    assert run_train("--data", folder, "--output", out, *QUICK, "--steps", 1) == 0
-    assert f"evaluate.py {out / 'last.pt'}" in capsys.readouterr().out
+    crowds = [a | {"iscrowd": 1} for a in json.loads(val.read_text())["annotations"]]
+    edit_json(val, annotations=crowds)
+    options = ("--output", out, *QUICK, "--steps", 3, "--eval-every", 1, "--patience", 1)
+    assert run_train("--data", folder, *options) == 0
+    printed = capsys.readouterr().out
+    assert f"{val} has no objects" in printed and f"predict.py {out / 'last.pt'}" in printed
+    assert len(rows(out)) == 3 and not (out / "best.pt").exists()
+
+
+def test_a_class_that_never_occurs(data, tmp_path, run_train):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(data, folder)
+    for split in ("train", "val"):
+        path = folder / "annotations" / f"instances_{split}.json"
+        categories = json.loads(path.read_text())["categories"]
+        edit_json(path, categories=[{"id": 99, "name": "never"}, *categories])
+    run_train("--data", folder, "--output", out, *QUICK, "--steps", 2)
+    assert "never" in read_checkpoint(out / "best.pt")["class_names"]
+    assert float(rows(out)[-1]["AP"]) >= 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_batches_without_any_object(data, tmp_path, run_train, monkeypatch, parts):
+    """As when every crop misses them: only classes are learnt, and nothing is divided by zero."""
+    compute = BatchGradients.compute
+
+    def without_objects(self, samples):
+        for sample in samples:
+            target = sample["target"]
+            target |= {name: target[name][:0] for name in ("labels", "masks")}
+        return compute(self, samples)
+
+    monkeypatch.setattr(BatchGradients, "compute", without_objects)
+    out = tmp_path / "run"
+    run_train("--data", data, "--output", out, *QUICK, "--steps", 2, "--accumulate", parts)
+    for row in rows(out):
+        assert float(row["loss_mask"]) == float(row["loss_dice"]) == 0 < float(row["loss_ce"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (10_000, 10), (10, 10_000)])
+def test_images_of_extreme_sizes(tmp_path, run_train, size):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    width, height = size
+    square = [0, 0, width, 0, width, height, 0, height]
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        Image.new("RGB", size, "red").save(folder / split / "a.png")
+        image = {"id": 1, "file_name": "a.png", "width": width, "height": height}
+        annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [square]}
+        annotation |= {"iscrowd": 0, "area": width * height, "bbox": [0, 0, width, height]}
+        content = {"images": [image], "categories": [{"id": 1, "name": "thing"}]}
+        (folder / "annotations").mkdir(exist_ok=True)
+        path = folder / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(content | {"annotations": [annotation]}))
+    assert run_train("--data", folder, "--output", out, *QUICK, "--steps", 2) == 0
+    assert all(float(row["loss"]) > 0 for row in rows(out)) and rows(out)[-1]["AP"] != ""
+
+
+@pytest.mark.parametrize("amp", ["float16", "bfloat16"])
+def test_with_amp_a_gradient_that_is_not_finite_is_skipped_and_counted(
+    data, tmp_path, run_train, monkeypatch, capsys, amp
+):
+    """The weights stay; float16's scale halves. Too many in a row are an error all the same."""
+    out = tmp_path / "run"
+    options = ["--data", data, "--output", out, *QUICK, "--amp", amp, "--batch-size", 4]
+    run_train(*options, "--steps", 1)
+    before = read_checkpoint(out / "last.pt")
+    skipped = before["training"]["progress"]["skipped_steps"]  # float16 begins with too large ones
+    explode_losses(monkeypatch)
+    run_train("--resume", out, "--steps", 3)
+    assert f"{skipped + 2} steps were skipped" in capsys.readouterr().out
+    after = read_checkpoint(out / "last.pt")
+    assert after["training"]["progress"]["skipped_steps"] == skipped + 2
+    for name, value in after["model"].items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, before["model"][name]), name
+    if amp == "float16":
+        scales = [checkpoint["training"]["scaler"]["scale"] for checkpoint in (before, after)]
+        assert scales[1] == scales[0] / 4
+    monkeypatch.setattr(train, "MOST_SKIPPED", 2)
+    with pytest.raises(InputError, match="step 6: gradient norm not finite"):
+        run_train("--resume", out, "--steps", 9)
+
+
+def test_a_time_limit_stops_in_time_and_the_run_goes_on(data, tmp_path, run_train, capsys):
+    out = tmp_path / "run"
+    options = ["--data", data, "--output", out, *QUICK, "--steps", 5000, "--eval-every", 5000]
+    limit = time.monotonic() - train.STARTED + 4
+    assert run_train(*options, "--time-limit", f"{limit:.1f}s") == 130
+    assert time.monotonic() - train.STARTED < limit + 1
+    done = len(rows(out))
+    stopped = (
+        f"stopped by the time limit after step {done}; continue with: python train.py --resume"
+    )
+    assert f"{stopped} {out}" in capsys.readouterr().out
+    assert run_train("--resume", out, "--steps", done + 1, "--eval-every", 1) == 0
+    assert len(rows(out)) == done + 1
+
+
+def test_patience(data, tmp_path, run_train, capsys):
+    """An untrained model's AP is 0 however often it is evaluated: the first one is the best."""
+    out = tmp_path / "run"
+    options = ["--data", data, "--output", out, *QUICK, "--lr", 1e-9, "--eval-every", 1]
+    assert run_train(*options, "--steps", 50, "--patience", 2) == 0
+    assert "ended early: no better AP in 2 evaluations" in capsys.readouterr().out
+    assert len(rows(out)) == 3
+
+
+def test_parts_of_a_batch_train_as_the_whole(data, tmp_path, run_train):
+    """The weights after some steps with frozen norms, up to rounding."""
+    run_train("--data", data, "--output", tmp_path / "start", *QUICK, "--steps", 1)
+    start = tmp_path / "start" / "best.pt"
+    options = ["--data", data, *QUICK, "--batch-size", 4, "--steps", 3, "--weights", start]
+    options += ["--lr", 1e-4]
+    run_train(*options, "--output", tmp_path / "whole")
+    run_train(*options, "--output", tmp_path / "parts", "--accumulate", 4)
+    expected = weights(tmp_path / "whole")
+    for name, value in weights(tmp_path / "parts").items():
+        # Adam's steps have the length of the learning rate even where gradients are rounding.
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=3e-4, msg=name)
+    for row, wanted in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        assert float(row["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-4)
 
 
 def test_a_broken_image_is_found_before_the_first_step(tmp_path, run_train, capsys):

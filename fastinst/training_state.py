@@ -1,0 +1,57 @@
+"""What a training run is at a step, beside its model: all that a checkpoint must hold to go on."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from fastinst.ema import ExponentialMovingAverage
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is, in plain values."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_ap: float = -math.inf
+    evaluations_in_vain: int = 0  # since then
+    skipped_steps: int = 0
+    replaced_images: int = 0
+    unjudged: dict[str, float] | None = None  # the log's row of a step still to be evaluated
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """progress, and what changes with every step"""
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: ExponentialMovingAverage | None
+    progress: Progress = dataclasses.field(default_factory=Progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave; the optimizer's options stay as they are.
+
+        A moving average that is new to the run starts with the model's weights.
+        """
+        options = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group |= own  # those of the command line and of this device
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.ema and saved["ema"]:
+            self.ema.load_state_dict(saved["ema"])
+        self.progress = Progress(**saved["progress"])

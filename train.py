@@ -27,31 +27,31 @@ from tqdm import tqdm
 from fastinst.config import parse_overrides
 from fastinst.curves import draw_curves
 from fastinst.data.augment import Augmentation
-from fastinst.data.contact_sheet import contact_sheet
-from fastinst.data.fingerprint import difference, fingerprint
 from fastinst.data.formats import load_splits
 from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.loader import EpochSampler, TrainingImages, collate
 from fastinst.data.workers import read_batches
-from fastinst.data_doctor import MOST_IMAGES, examine
 from fastinst.device import choose_device
-from fastinst.ema import ExponentialMovingAverage
 from fastinst.errors import InputError, run
+from fastinst.examination.contact_sheet import contact_sheet
+from fastinst.examination.report import MOST_IMAGES, examine
 from fastinst.files import make_output_folder
-from fastinst.gradients import BatchGradients
-from fastinst.initial_model import initial_model
-from fastinst.interrupts import Interrupts, ignore_interrupts
-from fastinst.log import LOSS_KINDS, Log
 from fastinst.metrics.coco import evaluate, format_table
-from fastinst.optimizer import parameter_groups
-from fastinst.processes import Processes
 from fastinst.records import peak_memory
-from fastinst.run_folder import BEST, LAST, RunFolder, resolve_resume
-from fastinst.sanity import sanity_check
-from fastinst.schedule import Schedule
-from fastinst.sync_batch_norm import synchronise_batch_norms
-from fastinst.train_arguments import Resumed, parse_arguments, saved_arguments
-from fastinst.training_state import TrainingState
+from fastinst.training.arguments import Resumed, parse_arguments, saved_arguments
+from fastinst.training.ema import ExponentialMovingAverage
+from fastinst.training.fingerprint import difference, fingerprint
+from fastinst.training.gradients import BatchGradients
+from fastinst.training.initial_model import initial_model
+from fastinst.training.interrupts import Interrupts, ignore_interrupts
+from fastinst.training.log import LOSS_KINDS, Log
+from fastinst.training.optimizer import parameter_groups
+from fastinst.training.processes import Processes
+from fastinst.training.run_folder import BEST, LAST, RunFolder, resolve_resume
+from fastinst.training.sanity import sanity_check
+from fastinst.training.schedule import Schedule
+from fastinst.training.state import TrainingState
+from fastinst.training.sync_batch_norm import synchronise_batch_norms
 from fastinst.visualize import save_jpeg
 from fastinst.weights import load_model, save_checkpoint
 

@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from fastinst.errors import InputError, run
 from fastinst.files import write_whole
-from fastinst.log import LOSS_KINDS, read_log
 from fastinst.plot import COLOURS, INK, Line, Panel, draw_panels, widened
+from fastinst.training.log import LOSS_KINDS, read_log
 
 Columns = dict[str, np.ndarray]
 

@@ -19,13 +19,13 @@ from PIL import Image
 
 from fastinst.config import list_models, make_config
 from fastinst.data.augment import Augmentation
-from fastinst.data.contact_sheet import contact_sheet
 from fastinst.data.dataset import Dataset, MissingSplit
 from fastinst.data.formats import load_dataset
 from fastinst.data.loader import TrainingImages
-from fastinst.data_doctor import MOST_IMAGES, examine
 from fastinst.device import choose_device
 from fastinst.errors import run
+from fastinst.examination.contact_sheet import contact_sheet
+from fastinst.examination.report import MOST_IMAGES, examine
 from fastinst.files import make_output_folder, write_whole
 from fastinst.machine_doctor import examine_machine
 

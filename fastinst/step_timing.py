@@ -35,10 +35,10 @@ from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import check_output_file, write_whole
 from fastinst.model import FastInst, create_model
-from fastinst.optimizer import parameter_groups
 from fastinst.records import describe_machine, format_rows, print_machine, read_rows
 from fastinst.rivals.straight_loss import straight_loss
 from fastinst.timing import mark, milliseconds, synchronize
+from fastinst.training.optimizer import parameter_groups
 
 PHASES = ("forward and loss", "backward", "optimizer")
 CSV_HEADER = (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastinst.data.alignment import ABOVE_CHANCE, FEWEST_IMAGES, alignment, measure_alignment
 from fastinst.data.dataset import Annotation, Dataset, ImageRecord
+from fastinst.examination.alignment import ABOVE_CHANCE, FEWEST_IMAGES, alignment, measure_alignment
 
 HEIGHT, WIDTH = 96, 128
 

@@ -6,8 +6,8 @@ from small_coco import NAMES, write_coco
 
 from fastinst.data.augment import Augmentation
 from fastinst.data.coco import load_coco
-from fastinst.data.contact_sheet import CELL, MARGIN, contact_sheet
 from fastinst.data.loader import TrainingImages
+from fastinst.examination.contact_sheet import CELL, MARGIN, contact_sheet
 from fastinst.visualize import BACKGROUND
 
 STILL = Augmentation(short_edges=(64,), max_edge=96, crop_probability=0.0, flip_probability=0.0)

@@ -12,7 +12,7 @@ from PIL import Image
 from fastinst import curves
 from fastinst.curves import compare_curves, draw_curves
 from fastinst.errors import InputError
-from fastinst.log import Log
+from fastinst.training.log import Log
 
 
 def write_log(folder, rows, **constant):

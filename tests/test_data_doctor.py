@@ -11,11 +11,11 @@ from PIL import Image
 from small_coco import CATEGORY_IDS, write_coco
 
 from fastinst.config import make_config
-from fastinst.data.annotation_checks import boxes_as_masks
 from fastinst.data.coco import load_coco
 from fastinst.data.dataset import Annotation
-from fastinst.data.object_table import measure_objects
-from fastinst.data_doctor import examine
+from fastinst.examination.annotation_checks import boxes_as_masks
+from fastinst.examination.object_table import measure_objects
+from fastinst.examination.report import examine
 
 EDGES = (("short_edge", 64), ("max_edge", 96))
 SIZES = {f"{kind}_{edge}": n for kind in ("train", "test") for edge, n in EDGES}

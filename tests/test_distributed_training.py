@@ -12,8 +12,8 @@ from test_faults import at_call, die
 from training_runs import QUICK, Run, make_data, run_distributed
 
 import train
-from fastinst.gradients import BatchGradients
-from fastinst.log import read_log
+from fastinst.training.gradients import BatchGradients
+from fastinst.training.log import read_log
 from fastinst.weights import read_checkpoint
 
 # AdamW's first steps have the length of the learning rate wherever a gradient is not zero, be it

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastinst.ema import ExponentialMovingAverage
+from fastinst.training.ema import ExponentialMovingAverage
 
 
 def network():

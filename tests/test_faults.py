@@ -12,9 +12,9 @@ import torch
 from training_runs import QUICK, Run, assert_same_run, make_data
 
 import train
-from fastinst import gradients, run_folder
 from fastinst.data import loader
 from fastinst.metrics.coco import CocoEvaluator
+from fastinst.training import gradients, run_folder
 from fastinst.weights import read_checkpoint
 
 OPTIONS = [*QUICK, "--steps", 7, "--eval-every", 3, "--ema", 0.9, "--warmup", 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastinst.data.dataset import Annotation, Dataset, ImageRecord
-from fastinst.data.fingerprint import difference, fingerprint
+from fastinst.training.fingerprint import difference, fingerprint
 
 SQUARE = np.array([1.0, 1, 5, 1, 5, 5, 1, 5])
 

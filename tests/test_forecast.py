@@ -11,7 +11,7 @@ from fastinst.config import make_config
 from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Annotation, Dataset, ImageRecord
 from fastinst.data.loader import TrainingImages
-from fastinst.forecast import forecast, kept_for_gradients, largest_batch
+from fastinst.examination.forecast import forecast, kept_for_gradients, largest_batch
 
 CONFIG = make_config("fastinst-d1-r18-192", num_classes=3)
 CPU = torch.device("cpu")

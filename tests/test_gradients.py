@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastinst.gradients import BatchGradients
-from fastinst.initial_model import initial_model
 from fastinst.model import create_model
 from fastinst.ops import pack_bits
-from fastinst.processes import Processes
-from fastinst.sync_batch_norm import synchronise_batch_norms
+from fastinst.training.gradients import BatchGradients
+from fastinst.training.initial_model import initial_model
+from fastinst.training.processes import Processes
+from fastinst.training.sync_batch_norm import synchronise_batch_norms
 
 SIZES = [(40, 64), (64, 33), (20, 50), (64, 64)]  # of unlike padded sizes, alone
 COUNTS = [3, 0, 1, 2]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastinst.errors import InputError
-from fastinst.interrupts import Interrupts, parse_duration
+from fastinst.training.interrupts import Interrupts, parse_duration
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -36,7 +36,8 @@ def test_a_signal_is_kept_for_the_end_of_the_step(signum):
 def test_the_second_signal_ends_the_process(quiet):
     """But not the first one again, which torchrun passes on to processes that have got it."""
     code = (
-        "import os, signal, time; from fastinst import interrupts; interrupts.ECHO_S = 0.2;"
+        "import os, signal, time; from fastinst.training import interrupts;"
+        "interrupts.ECHO_S = 0.2;"
         f"i = interrupts.Interrupts(quiet={quiet});"
         "os.kill(os.getpid(), signal.SIGTERM); assert i.received; print('first', flush=True);"
         "os.kill(os.getpid(), signal.SIGTERM); print('again', flush=True); time.sleep(0.3);"

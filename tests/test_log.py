@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastinst.errors import InputError
-from fastinst.log import COLUMNS, Log, read_log
+from fastinst.training.log import COLUMNS, Log, read_log
 
 
 @pytest.fixture(autouse=True)

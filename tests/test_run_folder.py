@@ -14,7 +14,7 @@ from torch import nn
 from fastinst import files
 from fastinst.config import make_config
 from fastinst.errors import InputError
-from fastinst.run_folder import RunFolder, resolve_resume
+from fastinst.training.run_folder import RunFolder, resolve_resume
 from fastinst.weights import save_checkpoint
 
 

@@ -10,16 +10,16 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from small_coco import write_coco
 
-import fastinst.sanity
-import fastinst.verdict
+import fastinst.training.sanity
+import fastinst.training.verdict
 from fastinst.config import make_config
 from fastinst.data.coco import load_coco
 from fastinst.data.demo import write_demo
 from fastinst.errors import InputError
 from fastinst.metrics.label_agreement import LabelAgreement
 from fastinst.model import FastInst
-from fastinst.sanity import sanity_check, small_model
-from fastinst.verdict import FEWEST_OBJECTS, SIGMAS, Evidence, judge
+from fastinst.training.sanity import sanity_check, small_model
+from fastinst.training.verdict import FEWEST_OBJECTS, SIGMAS, Evidence, judge
 
 GOOD = {
     "learned": 12,
@@ -43,7 +43,7 @@ def demo(tmp_path_factory):
 def few(monkeypatch):
     """Fewer images and steps, for tests of what does not depend on their number."""
     for name, number in {"LEARNED": 4, "UNSEEN": 2, "DRAWN": 2, "MOST_STEPS": 2}.items():
-        monkeypatch.setattr(fastinst.sanity, name, number)
+        monkeypatch.setattr(fastinst.training.sanity, name, number)
 
 
 def tiny_model(dataset, short=64):
@@ -115,7 +115,7 @@ def test_guessed_classes_pass_about_once_in_a_hundred_times(classes):
 def test_a_model_learns_coloured_rectangles_by_heart(few, tmp_path, monkeypatch):
     """The whole check with nothing replaced but its lengths."""
     for name, number in {"LEARNED": 8, "MOST_STEPS": 60, "CHECK_EVERY": 20}.items():
-        monkeypatch.setattr(fastinst.sanity, name, number)
+        monkeypatch.setattr(fastinst.training.sanity, name, number)
     rng = np.random.default_rng(0)
     rectangles = [[] for _ in range(10)]
     for objects in rectangles:
@@ -171,8 +171,8 @@ def test_a_check_that_has_no_time_says_so_and_leaves_a_picture(demo, few, tmp_pa
 
 
 def test_a_loop_that_does_not_train_is_found_out(demo, few, monkeypatch):
-    monkeypatch.setattr(fastinst.sanity, "LR", 0.0)
-    monkeypatch.setattr(fastinst.verdict, "FEWEST_STEPS", 2)
+    monkeypatch.setattr(fastinst.training.sanity, "LR", 0.0)
+    monkeypatch.setattr(fastinst.training.verdict, "FEWEST_STEPS", 2)
     verdict = sanity_check(demo, "cpu", model=tiny_model(demo), say=lambda _: 0)
     assert not verdict.passed and "loss did not fall" in verdict.reason
 

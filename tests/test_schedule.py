@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastinst.schedule import Schedule
+from fastinst.training.schedule import Schedule
 
 
 def test_at_the_release_s_size_it_is_the_release_s_schedule():

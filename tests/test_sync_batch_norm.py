@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from fastinst.sync_batch_norm import SyncBatchNorm2d, synchronise_batch_norms
+from fastinst.training.sync_batch_norm import SyncBatchNorm2d, synchronise_batch_norms
 
 
 def make_network():

@@ -20,9 +20,9 @@ from training_runs import QUICK, edit_json
 import train
 from fastinst.data.demo import write_demo
 from fastinst.errors import InputError
-from fastinst.gradients import BatchGradients
 from fastinst.model import FastInst
-from fastinst.optimizer import parameter_groups
+from fastinst.training.gradients import BatchGradients
+from fastinst.training.optimizer import parameter_groups
 from fastinst.weights import read_checkpoint
 
 PROGRAM = Path(train.__file__)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fastinst.data.dataset import Annotation, Dataset, ImageRecord
-from fastinst.data.typical_images import MOST_OBJECTS, object_length, typical_images
+from fastinst.training.typical_images import MOST_OBJECTS, object_length, typical_images
 
 
 def record(id_, *sides, labels=None, crowds=0, size=(100, 200)):

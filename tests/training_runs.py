@@ -24,7 +24,7 @@ import train
 from fastinst.backbone import FrozenBatchNorm2d, Normalised, conv3x3
 from fastinst.data.demo import write_demo
 from fastinst.errors import run
-from fastinst.log import read_log
+from fastinst.training.log import read_log
 from fastinst.weights import read_checkpoint
 
 TINY = "--model fastinst-d1-r18-192 --size 64 --set num_points=32 ffn_dim=32 hidden_dim=64"

@@ -17,9 +17,9 @@ from fastinst.data.dataset import Dataset
 from fastinst.data.loader import EvaluationImages
 from fastinst.data.workers import read_batches
 from fastinst.errors import InputError
-from fastinst.interrupts import ignore_interrupts
 from fastinst.ops import encode_masks
 from fastinst.results import Instances, postprocess
+from fastinst.training.interrupts import ignore_interrupts
 
 # The name of each number that we show, and where COCOeval.stats holds it.
 STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}

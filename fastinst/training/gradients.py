@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastinst.criterion import Totals, count_totals
 from fastinst.model import FastInst
-from fastinst.processes import Processes
 from fastinst.targets import padded_size
+from fastinst.training.processes import Processes
 
 
 class _Losses(nn.Module):

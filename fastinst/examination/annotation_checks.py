@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastinst.data.dataset import Annotation, Dataset
-from fastinst.data.findings import Finding, counted, place
-from fastinst.data.object_table import ObjectTable
+from fastinst.examination.findings import Finding, counted, place
+from fastinst.examination.object_table import ObjectTable
 
 CELL = 8  # pixels: masks are predicted at an eighth of the image's size
 OUTSIDE = 0.3  # the share of objects beyond their image from which its size must be wrong

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastinst.data.alignment import ABOVE_CHANCE
+from fastinst.examination.alignment import ABOVE_CHANCE
 from fastinst.metrics.label_agreement import LabelAgreement
 
 # AP50 on images that were trained on. Masks of other images can get there too, for a model learns
@@ -25,7 +25,7 @@ class Evidence:
 
     learned: number of images that the model was trained on
     object_edge: usual length of their objects in pixels, at the size that the model sees
-    alignment: of `fastinst.data.alignment`; None if there are too few images
+    alignment: of `fastinst.examination.alignment`; None if there are too few images
     losses: the total loss of each step
     not_finite: what of the last step was no finite number, and on which images; "" if all was
     curve: (step, AP50 on the learned images) whenever it was measured

@@ -2,8 +2,8 @@
 
 Data that a model cannot learn, and a training loop that does not train, show within minutes on a
 few images. Wrong annotations need not: a model learns any masks by heart, given time. Those show by
-outlines that do not follow the images (`fastinst.data.alignment`), and by the classes that it gives
-to objects in images that it was not trained on (`fastinst.metrics.label_agreement`).
+outlines that do not follow the images (`fastinst.examination.alignment`), and by the classes that
+it gives to objects in images that it was not trained on (`fastinst.metrics.label_agreement`).
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from torch import nn
 from tqdm import tqdm
 
 from fastinst.config import make_config
-from fastinst.data.alignment import alignment
 from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset
 from fastinst.data.images import read_image
 from fastinst.data.loader import EpochSampler, TrainingImages
-from fastinst.data.typical_images import object_length, typical_images
 from fastinst.errors import InputError
+from fastinst.examination.alignment import alignment
 from fastinst.metrics.coco import evaluate
 from fastinst.metrics.label_agreement import label_agreement
 from fastinst.model import FastInst
 from fastinst.ops.read_out_masks import mask_boxes
-from fastinst.optimizer import parameter_groups
 from fastinst.results import Instances
-from fastinst.verdict import Evidence, Verdict, judge
+from fastinst.training.optimizer import parameter_groups
+from fastinst.training.typical_images import object_length, typical_images
+from fastinst.training.verdict import Evidence, Verdict, judge
 from fastinst.visualize import grid, ground_truth_instances, overlay, save_jpeg, side_by_side
 
 LEARNED, UNSEEN, DRAWN = 8, 24, 6  # images

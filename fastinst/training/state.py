@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastinst.ema import ExponentialMovingAverage
+from fastinst.training.ema import ExponentialMovingAverage
 
 
 @dataclasses.dataclass

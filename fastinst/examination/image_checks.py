@@ -11,9 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from fastinst.data.dataset import Dataset, ImageRecord
-from fastinst.data.findings import Finding, counted, place
 from fastinst.data.images import decode_image, quiet_pillow
 from fastinst.errors import InputError
+from fastinst.examination.findings import Finding, counted, place
 
 SIDE = 16  # of the thumbnails that are compared
 # Copies saved smaller and at JPEG quality 50 correlate by 0.987 and more, different images of

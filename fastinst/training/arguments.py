@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from fastinst.config import list_models
 from fastinst.errors import InputError
-from fastinst.interrupts import parse_duration
-from fastinst.run_folder import RunFolder, resolve_resume
+from fastinst.training.interrupts import parse_duration
+from fastinst.training.run_folder import RunFolder, resolve_resume
 
 # Of this process alone: a resumed run does not take them over.
 _OF_THIS_PROCESS = ("resume", "device", "sanity", "time_limit", "workers", "check_all_images")

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastinst.data.dataset import Dataset
-from fastinst.data.findings import Finding, counted
-from fastinst.data.object_table import ObjectTable
+from fastinst.examination.findings import Finding, counted
+from fastinst.examination.object_table import ObjectTable
 
 FEW = 10  # objects, of which hardly a class is learnt
 UNBALANCED = 100  # times as many objects in the most frequent class as in the rarest one

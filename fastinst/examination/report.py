@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from fastinst.config import ModelConfig
-from fastinst.data import annotation_checks, class_checks, image_checks
-from fastinst.data.alignment import ABOVE_CHANCE, measure_alignment
 from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset
-from fastinst.data.findings import Finding, counted, place
 from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.loader import TrainingImages
-from fastinst.data.object_table import ObjectTable, measure_objects
-from fastinst.forecast import Forecast, forecast
+from fastinst.examination import annotation_checks, class_checks, image_checks
+from fastinst.examination.alignment import ABOVE_CHANCE, measure_alignment
+from fastinst.examination.findings import Finding, counted, place
+from fastinst.examination.forecast import Forecast, forecast
+from fastinst.examination.object_table import ObjectTable, measure_objects
 
 MOST_IMAGES = 2000  # of a split that are opened, if not all
 SEVERITIES = ("fatal", "warning", "note")

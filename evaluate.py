@@ -50,7 +50,7 @@ def main() -> None:
     # The data and the model.
     dataset = load_dataset(args.data, args.split, args.images)
     if leads and dataset.skipped:
-        print(f"{len(dataset.skipped)} annotations are left out:", file=sys.stderr)
+        print(f"annotations left out: {len(dataset.skipped)}, as", file=sys.stderr)
         print("\n".join(dataset.skipped[:5]), file=sys.stderr)
     model, info = load_model(args.weights, device)
     labels = match_classes(info.class_names, model.config.num_classes, dataset)

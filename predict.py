@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from pycocotools import mask as rle
 from torch import nn
 from tqdm import tqdm
@@ -32,7 +31,7 @@ from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
 from fastinst.metrics.coco import coco_results
 from fastinst.results import Instances, postprocess
-from fastinst.visualize import ground_truth_instances, overlay, side_by_side
+from fastinst.visualize import ground_truth_instances, overlay, save_jpeg, side_by_side
 from fastinst.weights import CheckpointInfo, load_model
 
 STAGES = ("read", "network", "read-out", "drawing", "saving")
@@ -94,8 +93,7 @@ def main() -> int:
             clock.append(time.perf_counter())
 
             results = coco_results(len(images) + 1, found, category_ids)
-            with write_whole(output / name) as file:
-                Image.fromarray(picture).save(file, "JPEG", quality=92, subsampling=0)
+            save_jpeg(output / name, picture)
             images.append(
                 {
                     "id": len(images) + 1,

@@ -26,9 +26,7 @@ from tqdm import tqdm
 
 from fastinst.config import parse_overrides
 from fastinst.curves import draw_curves
-from fastinst.data.augment import Augmentation
 from fastinst.data.formats import load_splits
-from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.loader import EpochSampler, TrainingImages, collate
 from fastinst.data.workers import read_batches
 from fastinst.device import choose_device
@@ -36,24 +34,31 @@ from fastinst.errors import InputError, run
 from fastinst.examination.contact_sheet import contact_sheet
 from fastinst.examination.report import MOST_IMAGES, examine
 from fastinst.files import make_output_folder
-from fastinst.metrics.coco import evaluate, format_table
 from fastinst.records import peak_memory
-from fastinst.training.arguments import Resumed, parse_arguments, saved_arguments
+from fastinst.training.arguments import (
+    Resumed,
+    autocast_dtype,
+    parse_arguments,
+    saved_arguments,
+    training_views,
+)
 from fastinst.training.ema import ExponentialMovingAverage
-from fastinst.training.fingerprint import difference, fingerprint
+from fastinst.training.fingerprint import fingerprint
 from fastinst.training.gradients import BatchGradients
 from fastinst.training.initial_model import initial_model
 from fastinst.training.interrupts import Interrupts, ignore_interrupts
-from fastinst.training.log import LOSS_KINDS, Log
-from fastinst.training.optimizer import parameter_groups
+from fastinst.training.log import Log, loss_columns
+from fastinst.training.optimizer import parameter_groups, scale_learning_rates
+from fastinst.training.outcome import describe_outcome
 from fastinst.training.processes import Processes
-from fastinst.training.run_folder import BEST, LAST, RunFolder, resolve_resume
+from fastinst.training.run_folder import RunFolder, resolve_resume
 from fastinst.training.sanity import sanity_check
 from fastinst.training.schedule import Schedule
 from fastinst.training.state import TrainingState
 from fastinst.training.sync_batch_norm import synchronise_batch_norms
+from fastinst.training.validation import Validation
 from fastinst.visualize import save_jpeg
-from fastinst.weights import load_model, save_checkpoint
+from fastinst.weights import load_model
 
 STARTED = time.monotonic()
 SECONDS_BETWEEN_SAVES = 15 * 60
@@ -65,7 +70,13 @@ def main() -> int:
     device = choose_device(args.device)
     processes = Processes.join(device)
     with processes.telling_one_error():
-        return fit(args, resumed, device, processes)
+        try:
+            return fit(args, resumed, device, processes)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"{str(error).partition('. ')[0]}: a larger --accumulate, or a smaller --size, "
+                f"takes less; nothing was saved since the last checkpoint"
+            ) from error
     return 2  # another process has told why
 
 
@@ -80,7 +91,8 @@ def fit(
         )
     if not resumed and resolve_resume("auto", args.output):
         raise InputError(
-            f"{args.output} holds a run: --resume {args.output}, or choose another --output"
+            f"{args.output} holds a run: continue it with --resume {shlex.quote(args.output)}, or "
+            f"choose another --output"
         )
 
     # Data and model; what is wrong with them is said before the first step
@@ -98,14 +110,8 @@ def fit(
             say=say,
         )
     model.to(device, memory_format=torch.channels_last).train()
-    amp = args.amp if args.amp != "auto" else ("float16" if device.type == "cuda" else "off")
-    amp = None if amp == "off" else getattr(torch, amp)
-    edges = (model.config.train_short_edge, model.config.train_max_edge)
-    augmentation = {
-        "release": Augmentation.for_size(*edges),
-        "flip": Augmentation.flip_only(*edges),
-        "jitter": LargeScaleJitter(max(edges)),
-    }[args.augmentation]
+    amp = autocast_dtype(args.amp, device)
+    augmentation = training_views(args.augmentation, model.config)
     if processes.leads and not resumed:
         share = max(1, args.batch_size // args.accumulate // processes.world)
         report = examine(
@@ -118,18 +124,24 @@ def fit(
         report.show(say)
         if report.fatal:
             raise InputError(f"{train.source} cannot be trained on; what is fatal stands above")
+    processes.meet()
     if args.sanity:
+        processes.leave()  # one is enough
         if not processes.leads:
             return 0
         picture = make_output_folder(args.output) / "sanity.jpg"
         start = model if args.weights else None
-        verdict = sanity_check(train, device, model=start, picture=picture, say=say)
+        verdict = sanity_check(
+            *(train, device), model=start, size=args.size, picture=picture, say=say
+        )
         say(str(verdict))
         return 0 if verdict.passed else 1
     if val is not None and all(a.iscrowd for image in val.images for a in image.annotations):
         val, without_val = None, f"{val.source} has no objects"
     if val is None:
-        say(f"no validation set, so there will be no AP; pass --val. The reason: {without_val}")
+        idle = " and ".join(f"--{name}" for name in ("ema", "patience") if getattr(args, name))
+        more = f" and {idle} will change nothing" if idle else ""
+        say(f"no validation set, so there will be no AP{more}; pass --val. Why: {without_val}")
 
     # The plan
     images = TrainingImages(train, augmentation, args.seed)
@@ -144,8 +156,9 @@ def fit(
     backbone_lr = args.backbone_lr
     if backbone_lr is None:
         backbone_lr = 0.1 if args.weights else 1.0
+    short_edge = model.config.train_short_edge
     precision = str(amp or torch.float32).removeprefix("torch.")
-    say(f"plan: {args.model} on {device}, {precision}, shorter edge {edges[0]}")
+    say(f"plan: {args.model} on {device}, {precision}, shorter edge {short_edge}")
     say(
         f"  {len(images)} images with objects, {args.augmentation} augmentation; "
         f"{args.batch_size} a step: processes {processes.world}, parts {args.accumulate}"
@@ -156,27 +169,22 @@ def fit(
     synchronise_batch_norms(model)
     ema = ExponentialMovingAverage(model, args.ema) if args.ema else None
     groups = parameter_groups(model, schedule.lr, schedule.lr * backbone_lr, args.weight_decay)
-    base_lrs = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, fused=True)
     gradients = BatchGradients(model, processes, args.accumulate, amp)
     scaler = gradients.scaler
     state = TrainingState(optimizer, scaler, ema)
     identity = fingerprint(train) if processes.leads else None
     if resumed:
-        path, training, note = resumed
-        if note:
-            say(f"warning: {note}")
-        if processes.leads and (changed := difference(training["data"], identity)):
-            raise InputError(f"{train.source} is not what {path} was trained on: {changed}")
-        state.load_state_dict(training)
-        step = state.progress.step
-        if step >= schedule.steps and not state.progress.unjudged:
-            raise InputError(
-                f"{path} is at step {step} of {schedule.steps}: nothing is left to do; "
-                f"--steps or --epochs would extend the run"
-            )
-        say(f"resuming {path} after step {step}")
+        if resumed.note:
+            say(f"warning: {resumed.note}")
+        state.resume(resumed, train.source, identity, schedule.steps)
+        say(f"resuming {resumed.path} after step {state.progress.step}")
     progress = state.progress
+    if processes.largest((progress.step,)) != (progress.step,):
+        raise InputError(
+            f"process {processes.rank} is at step {progress.step} and others are further: "
+            f"{args.output} must be one folder that all of them can read"
+        )
     folder = RunFolder(make_output_folder(args.output))
 
     # The stream of batches, which a resumed run takes up where it stopped
@@ -203,34 +211,17 @@ def fit(
             folder.save(model, train.class_names, train.category_ids, training)
 
     # Step by step
-    row, summary = progress.unjudged, None
+    row = progress.unjudged
     log = Log(folder.path, progress.step - bool(row), say) if processes.leads else None
     interrupts = Interrupts(args.time_limit, STARTED, quiet=not processes.leads)
-
-    def judge(row: dict[str, float]) -> None:
-        """Evaluate after the step of this row, which gets the AP; keep the best model."""
-        nonlocal summary
-        judged = ema.model if ema else model
-        evaluator = evaluate(judged, val, device, workers=args.workers)
-        progress.unjudged = None
-        if processes.leads:
-            summary = evaluator.summarize()
-            row |= {name: summary[name] for name in ("AP", "AP50")}
-            log.write(row)
-            tqdm.write("step {step}: mask AP {AP:.2f}, AP50 {AP50:.2f}".format(**row))
-            progress.evaluations_in_vain += 1
-            if summary["AP"] > progress.best_ap:
-                progress.best_ap, progress.evaluations_in_vain = summary["AP"], 0
-                save_checkpoint(folder.path / BEST, judged, train.class_names, train.category_ids)
-        in_vain = progress.evaluations_in_vain if processes.leads else 0
-        (progress.evaluations_in_vain,) = processes.largest((in_vain,))
+    validation = Validation(ema.model if ema else model, train, val, folder, args.workers)
 
     def done() -> bool:
         in_vain = progress.evaluations_in_vain
         return progress.step >= schedule.steps or in_vain >= (args.patience or math.inf)
 
     if row:
-        judge(row)
+        validation.judge(progress, row, log, processes)
     batches = read_batches(loader)
     skipped_in_a_row, stopping = 0, False
     saved = lap = time.monotonic()
@@ -248,15 +239,13 @@ def fit(
                 samples = next(batches)
             except InputError as error:
                 save()
-                why = str(error).strip()
-                raise InputError(f"{why}. Continue with --resume {args.output}") from error
+                again = f"Continue with --resume {shlex.quote(args.output)}"
+                raise InputError(f"{str(error).strip()}. {again}") from error
             replaced = [sample["replaced"] for sample in samples if sample["replaced"]]
             for reason in replaced:
                 tqdm.write(f"warning: another image stands in: {reason}", file=sys.stderr)
             factor = schedule.lr_factor(progress.step)
-            for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
-                group["lr"] = base_lr * factor
-
+            scale_learning_rates(optimizer, factor)
             optimizer.zero_grad()
             losses = gradients.compute(samples)
             scaler.unscale_(optimizer)
@@ -298,12 +287,10 @@ def fit(
                 "seconds": progress.seconds,
                 "lr": schedule.lr * factor,
                 "gradient_norm": norm,
-                "loss": sum(values.values()),
+                **loss_columns(values),
                 "images_per_second": args.batch_size / (now - lap),
                 "memory_mib": peak_memory(device)["peak_memory_bytes"] / 2**20,
             }
-            for kind in LOSS_KINDS:
-                row[kind] = sum(v for name, v in values.items() if name.startswith(kind))
             bar.set_postfix_str(
                 "loss {loss:.2f}, lr {lr:.1e}, {images_per_second:.1f} images/s, "
                 "{memory_mib:.0f} MiB".format(**row),
@@ -319,7 +306,7 @@ def fit(
                 save()
                 saved = now
             if progress.unjudged and not stopping:
-                judge(row)
+                validation.judge(progress, row, log, processes)
             elif log:
                 log.write(row)
             interrupts.reserve_s = max(interrupts.reserve_s, 1.2 * (time.monotonic() - lap))
@@ -333,27 +320,10 @@ def fit(
         log.close()
         draw_curves(log.path, folder.path / "curves.png")
     processes.leave()
-    if progress.skipped_steps:
-        say(f"{progress.skipped_steps} steps were skipped, as their gradients were not finite")
-    if progress.replaced_images:
-        say(f"{progress.replaced_images} times another image stood in for one that is unreadable")
-    output = shlex.quote(args.output)
-    if not ended:
-        why = interrupts.reason or "another process"
-        program = "python" if processes.world == 1 else "torchrun ..."
-        again = f"{program} train.py --resume {output}"
-        say(f"stopped by {why} after step {progress.step}; continue with: {again}")
-        return 130
-    if progress.step < schedule.steps:
-        say(f"ended early: no better AP in {args.patience} evaluations")
-    if summary:
-        say(format_table(summary))
-    if val is not None:
-        best = shlex.quote(str(folder.path / BEST))
-        say(f"next: python evaluate.py {best} --data {shlex.quote(args.val or args.data)}")
-    else:
-        say(f"next: python predict.py {shlex.quote(str(folder.path / LAST))} YOUR_IMAGES")
-    return 0
+    stopped_by = None if ended else interrupts.reason or "another process"
+    for line in describe_outcome(args, progress, schedule.steps, validation, processes, stopped_by):
+        say(line)
+    return 0 if ended else 130
 
 
 if __name__ == "__main__":

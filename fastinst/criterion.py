@@ -32,10 +32,6 @@ class Totals:
     sums: Tensor
     processes: int = 1
 
-    def __add__(self, other: "Totals") -> "Totals":
-        """Of two parts of a step; before `over_processes`."""
-        return Totals(self.sums + other.sums)
-
     def divisors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """What sums over masks, queries and pixels are divided by; of at least one mask in all."""
         masks, weight, pixels = (self.sums / self.processes).to(dtype).unbind()

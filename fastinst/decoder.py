@@ -90,7 +90,6 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(dim)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x + self.linear2(F.relu(self.linear1(x))))

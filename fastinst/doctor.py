@@ -6,28 +6,25 @@
 Of the machine: what it has, which kernel serves each operator, and how to mend what is wrong. Of
 a data set, in any format that train.py takes: counts, findings that name images and annotations,
 a forecast of steps and memory, and a picture of augmented images with their masks.
-Leaves with exit code 0 if all is well, with 1 if something should be mended.
+Leaves with exit code 1 if the machine has something to mend, or the data set something fatal;
+with 0 if not.
 """
 
 import argparse
 import os
 import sys
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from fastinst.config import list_models, make_config
 from fastinst.data.augment import Augmentation
-from fastinst.data.dataset import Dataset, MissingSplit
-from fastinst.data.formats import load_dataset
+from fastinst.data.formats import load_splits
 from fastinst.data.loader import TrainingImages
 from fastinst.device import choose_device
 from fastinst.errors import run
 from fastinst.examination.contact_sheet import contact_sheet
 from fastinst.examination.report import MOST_IMAGES, examine
-from fastinst.files import make_output_folder, write_whole
+from fastinst.files import make_output_folder
 from fastinst.machine_doctor import examine_machine
+from fastinst.visualize import save_jpeg
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,21 +50,9 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def find_val(args: argparse.Namespace, train: Dataset) -> Dataset | None:
-    if args.val:
-        return load_dataset(args.val, "val")
-    try:
-        val = load_dataset(args.data, "val", args.images)
-    except MissingSplit as reason:
-        print(f"val      none: {reason}")
-        return None
-    return val if val.source != train.source else None
-
-
 def examine_data(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
-    train = load_dataset(args.data, "train", args.images)
-    val = find_val(args, train)
+    train, val, without_val = load_splits(args.data, args.val, args.images)
     options = {"num_classes": len(train.class_names)}
     if args.size:
         for kind in ("train", "test"):
@@ -84,18 +69,16 @@ def examine_data(args: argparse.Namespace) -> int:
         most_images=None if args.full else MOST_IMAGES,
     )
     report.show(print)
-    if any(not a.iscrowd for record in train.images for a in record.annotations):
-        settings = Augmentation.for_size(config.train_short_edge, config.train_max_edge)
-        sheet = contact_sheet(TrainingImages(train, settings, seed=0), train.class_names)
-        path = make_output_folder(args.output) / "contact_sheet.jpg"
-        save_jpeg(path, sheet)
-        print(f"See {path}: what the model will be trained on.")
-    return 1 if report.fatal else 0
-
-
-def save_jpeg(path: Path, picture: np.ndarray) -> None:
-    with write_whole(path) as file:
-        Image.fromarray(picture).save(file, "JPEG", quality=92)
+    if val is None:
+        print(f"No validation set was examined: {without_val}")
+    if report.fatal:
+        return 1
+    settings = Augmentation.for_size(config.train_short_edge, config.train_max_edge)
+    sheet = contact_sheet(TrainingImages(train, settings, seed=0), train.class_names)
+    path = make_output_folder(args.output) / "contact_sheet.jpg"
+    save_jpeg(path, sheet)
+    print(f"See {path}: what the model will be trained on.")
+    return 0
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("data", help="a data set in any format that train.py reads")
-    add("--split", default="train")
+    add("--split", choices=("train", "val"), default="train")
     add("--size", type=int, default=640, help="shorter image edge of the model")
     add("--seconds", type=float, default=8, help="for the comparison, and again for the workers")
     add("--workers", type=int, default=4, help="0 to leave them out")

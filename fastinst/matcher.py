@@ -128,7 +128,8 @@ def pixel_costs(class_logits: Tensor, targets: Targets, config: ModelConfig) -> 
 def _assign(
     query_costs: np.ndarray, pixel_costs: np.ndarray, counts: list[int], device: torch.device
 ) -> Matches:
-    # One after the other: linear_sum_assignment holds Python's lock, and takes some 10 us.
+    # One after the other: four heads and the pixels take 45 us for an image of 7 instances, and to
+    # hand it to a thread costs some 20.
     heads, batch, most, num_queries = query_costs.shape
     none = sum(counts)
     by_query = np.full((heads, batch, num_queries), none)

@@ -19,7 +19,7 @@ from fastinst.errors import InputError
 from fastinst.matcher import match
 from fastinst.pixel_decoder import PixelDecoder
 from fastinst.queries import ActivationGuidedQueries, PositionEmbedding, Queries
-from fastinst.targets import pad_targets, padded_size
+from fastinst.targets import pad_targets, padded_size, to_device
 
 
 class FastInst(nn.Module):
@@ -72,15 +72,15 @@ class FastInst(nn.Module):
                 raise InputError(f"image {i} has no pixels: {tuple(image.shape)}")
         weight = self.positions.weight
         exact = torch.promote_types(weight.dtype, torch.float32)
-        mean, std = (
-            torch.tensor(value, dtype=exact, device=weight.device).view(3, 1, 1)
-            for value in (self.config.pixel_mean, self.config.pixel_std)
+        statistics = torch.tensor(
+            [self.config.pixel_mean, self.config.pixel_std], dtype=exact, device="cpu"
         )
+        mean, std = to_device(statistics, weight.device).view(2, 3, 1, 1)
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         height, width = padded_size(*map(max, zip(*sizes, at_least, strict=True)))
         batch = weight.new_zeros(len(images), 3, height, width)
         for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
-            padded[:, :h, :w] = (image.to(weight.device).to(exact) - mean) / std
+            padded[:, :h, :w] = (to_device(image, weight.device).to(exact) - mean) / std
         return batch, sizes
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:

@@ -28,9 +28,6 @@ class PyramidPooling(nn.Module):
         width = channels // len(self.sizes)
         self.stages = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in self.sizes)
         self.bottleneck = nn.Conv2d(channels + width * len(self.sizes), channels, 1)
-        for conv in (*self.stages, self.bottleneck):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [

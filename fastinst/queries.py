@@ -29,7 +29,8 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, channels, 10, 10).normal_())
+        # The release leaves this memory as it comes, which is mostly zeros.
+        self.weight = nn.Parameter(torch.zeros(1, channels, 10, 10))
 
     def forward(self, size: tuple[int, int] | torch.Size) -> Tensor:
         """[1, C, *size]."""
@@ -54,9 +55,6 @@ class ActivationGuidedQueries(nn.Module):
         self.classifier = nn.Conv2d(hidden_dim, num_classes + 1, 1)
         self.aux_features = nn.Parameter(torch.empty(num_aux_queries, hidden_dim).normal_())
         self.aux_positions = nn.Parameter(torch.empty(num_aux_queries, hidden_dim).normal_())
-        for conv in (self.conv, self.classifier):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
 
     def forward(self, p4: Tensor, positions: Tensor) -> Queries:
         """p4 [B, C, h, w] and its position map [1, C, h, w] to queries.

@@ -98,10 +98,11 @@ def reaches_p4(masks: Tensor) -> Tensor:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for."""
+    """On a GPU a copy that the host does not wait for."""
     if device.type == "cuda" and not values.is_cuda:
         values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+    # To the host, the values could be read before they are there.
+    return values.to(device, non_blocking=device.type == "cuda")
 
 
 def _seeds(targets: list[dict]) -> list[int]:

@@ -162,11 +162,21 @@ def test_frozen_and_evaluated_norms_agree_in_every_place():
                 torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_frozen_norms_keep_16_bits():
-    backbone = ResNet("resnet18").bfloat16()
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d-dcn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_frozen_norms_keep_16_bits_and_round_little(name, dtype):
+    backbone, x = ResNet(name), torch.randn(1, 3, 32, 64)
+    for buffer in backbone.buffers():
+        buffer.uniform_(0.5, 1.5)
     with torch.no_grad():
-        features = backbone(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))
-    assert all(f.dtype == torch.bfloat16 and f.isfinite().all() for f in features)
+        expected = backbone(x)
+        with torch.autocast(x.device.type, dtype):
+            autocast = backbone(x)
+        features = backbone.to(dtype)(x.to(dtype))
+    for found in (features, autocast):
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == dtype
+            assert (a - b).abs().max() < 8 * torch.finfo(dtype).eps * b.abs().max()
 
 
 def test_an_unknown_backbone_is_refused():

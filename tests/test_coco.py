@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from fastinst.data.coco import check_images, load_coco
+from fastinst.data.coco import load_coco
 from fastinst.data.dataset import Annotation
 from fastinst.data.layouts import find_coco
 from fastinst.errors import InputError
@@ -399,23 +399,3 @@ def test_only_what_is_well_formed_is_missed_when_it_covers_no_pixel(tmp_path):
     assert (record.invisible[0].area, record.invisible[0].iscrowd) == (12, True)
     assert [a.id for a in record.annotations] == [7] and len(dataset.skipped) == 6
     assert not any(a.mask(HEIGHT, WIDTH).any() for a in record.invisible)
-
-
-def test_check_images_names_ten_and_counts_all(tmp_path):
-    images = []
-    for i in range(14):
-        noise = np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)
-        Image.fromarray(noise).save(tmp_path / f"{i}.jpg")
-        images.append({"id": i, "file_name": f"{i}.jpg", "height": 64, "width": 64})
-    (tmp_path / "data.json").write_text(json.dumps(coco([], images=images)))
-    dataset = load_coco(tmp_path / "data.json", tmp_path)
-    check_images(dataset, workers=2)
-    for i in range(2, 14):
-        data = (tmp_path / f"{i}.jpg").read_bytes()
-        (tmp_path / f"{i}.jpg").write_bytes(data[: len(data) * 2 // 3])
-    save_image(tmp_path / "2.jpg", 64, 65)
-    with pytest.raises(InputError, match=r"12 of 14 images are unusable") as error:
-        check_images(dataset, workers=2)
-    lines = str(error.value).splitlines()
-    assert "2.jpg: the image is 65 x 64" in lines[1] and "11.jpg" in lines[10]
-    assert lines[11].strip() == "and 2 more" and len(lines) == 12

@@ -1,6 +1,7 @@
 """Several processes train as one does, and end together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from test_faults import at_call, die
 from training_runs import QUICK, Run, make_data, run_distributed
 
 import train
+from fastinst.training import arguments, sanity
 from fastinst.training.gradients import BatchGradients
 from fastinst.training.log import read_log
 from fastinst.weights import read_checkpoint
@@ -123,6 +125,32 @@ def test_an_error_that_all_have_is_told_once(data, tmp_path):
 def test_a_wrong_path_is_told_once(tmp_path):
     codes, printed = end(run_distributed(["--data", tmp_path / "nowhere", *OPTIONS], tmp_path))
     assert codes == (2, 2) and printed.count("error: ") == 1 and "nowhere" in printed, printed
+
+
+def learn_nothing():
+    sanity.MOST_STEPS, sanity.LEARNED, sanity.UNSEEN = 1, 2, 2
+
+
+def test_one_process_tries_whether_the_data_can_be_learnt(data, tmp_path):
+    command = ["--data", data, "--output", tmp_path, *QUICK, "--sanity"]
+    codes, printed = end(
+        run_distributed(command, tmp_path, faults=dict.fromkeys((0, 1), learn_nothing))
+    )
+    assert codes == (1, 0) and printed.count("FAIL: the time was over at step 1") == 1, printed
+
+
+def see_no_run():
+    arguments.resolve_resume = train.resolve_resume = lambda *_: None
+
+
+def test_a_folder_that_only_one_process_can_read(data, alone, tmp_path):
+    """As a disk of one machine among several: the others would start anew, and nobody notice."""
+    shutil.copytree(alone, tmp_path / "run")
+    command = ["--resume", "auto", "--data", data, "--output", tmp_path / "run", *OPTIONS]
+    command += ["--steps", 9]
+    codes, printed = end(run_distributed(command, tmp_path, faults={1: see_no_run}))
+    assert codes == (2, 2) and printed.count("error: ") == 1, printed
+    assert "process 1 is at step 0 and others are further" in printed, printed
 
 
 def test_under_torchrun_a_killed_process_ends_the_run(data, tmp_path):

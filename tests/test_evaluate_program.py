@@ -70,7 +70,7 @@ def test_yolo_data(evaluate, tmp_path):
     for path in (data, data / "data.yaml"):
         code, out, err = evaluate("colour", "--data", path, "--workers", 0, "--results", results)
         assert code == 0 and "AP 100.0" in out and "(3 instances in 2 images)" in out
-        assert "1 annotations are left out" in err and "1.txt, line 3 (1.png): it is a box" in err
+        assert "left out: 1, as\n" in err and "1.txt, line 3 (1.png): it is a box" in err
     assert {r["category_id"] for r in json.loads(results.read_text())} == {0, 1, 2}
 
 

@@ -14,7 +14,7 @@ from training_runs import QUICK, Run, assert_same_run, make_data
 import train
 from fastinst.data import loader
 from fastinst.metrics.coco import CocoEvaluator
-from fastinst.training import gradients, run_folder
+from fastinst.training import gradients, run_folder, validation
 from fastinst.weights import read_checkpoint
 
 OPTIONS = [*QUICK, "--steps", 7, "--eval-every", 3, "--ema", 0.9, "--warmup", 2]
@@ -105,7 +105,7 @@ def kill_in_an_evaluation():
 
 
 def kill_before_the_best_is_saved():
-    at_call(1, train, "save_checkpoint", die)
+    at_call(1, validation, "save_checkpoint", die)
 
 
 def kill_after_the_last_evaluation():

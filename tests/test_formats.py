@@ -136,6 +136,23 @@ def test_images_of_a_json_may_lie_anywhere(tmp_path):
             load_dataset(write(tmp_path / write.__name__), "val", tmp_path)
 
 
+def test_one_folder_may_hold_the_images_of_both_splits(tmp_path):
+    coco(tmp_path / "data")
+    val, images = tmp_path / "data" / "val.json", tmp_path / "pictures"
+    (tmp_path / "data" / "val").rename(images)
+    assert load_splits(val, None, images)[1:] == (None, f"{val} is the training set")
+    train = val.with_name("train.json")
+    train.write_text(val.read_text())
+    for arguments in ((val.parent, None, images), (train, val, images)):
+        found = load_splits(*arguments)
+        assert [dataset.source for dataset in found[:2]] == [train, val]
+        assert {record.path.parent for record in found[1].images} == {images}
+    with pytest.raises(InputError, match="--images FOLDER says where they are"):
+        load_splits(train, val)
+    other = coco(tmp_path / "other")  # has its own
+    assert load_splits(train, other, images)[1].images[0].path.parent == other / "val"
+
+
 def test_annotations_named_after_the_split_come_before_labels(tmp_path):
     """Downloads of COCO for YOLO hold both; the JSON knows crowds and holes."""
     folder = yolo(tmp_path)

@@ -68,6 +68,26 @@ def test_exif_orientation_follows_the_annotations(tmp_path):
         read_image(path, (9, 8))
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+def test_tiff_is_always_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in ("png", "tiff"):
+        Image.fromarray(gradient(6, 8)).save(tmp_path / f"a.{suffix}", exif=exif)
+    upright = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), upright)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff", upright.shape[:2]), upright)
+    if orientation > 4:
+        with pytest.raises(InputError, match=r"a\.tiff: the image is 6 x 8, .* for 8 x 6"):
+            read_image(tmp_path / "a.tiff", (6, 8))
+
+
+def test_a_wrong_call_is_no_broken_image(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    with pytest.raises(TypeError):
+        read_image(tmp_path / "a.png", 6)
+
+
 def test_broken_images_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.jpg: no such image"):
         read_image(tmp_path / "none.jpg")

@@ -141,8 +141,10 @@ def test_an_error_in_a_worker_is_the_callers(tmp_path, monkeypatch):
         path.write_bytes(b"nothing")
     sampler = EpochSampler(len(images), 3, seed=0)
     loader = DataLoader(images, batch_sampler=sampler, num_workers=1, collate_fn=collate)
+    batches = iter(loader)
     with pytest.raises(InputError, match=r"3 images .*\.png: cannot be decoded"):
-        next(iter(loader))
+        next(batches)
+    batches._shutdown_workers()  # the garbage collector would wait 5 seconds for it
 
 
 def test_a_batch_may_have_no_object(tmp_path):

@@ -210,3 +210,4 @@ def test_the_small_model_shows_small_objects_larger(demo):
     ]  # of the images' length
     config = small_model(dataclasses.replace(demo, images=tuple(halves))).config
     assert 192 < config.test_short_edge <= 320
+    assert small_model(demo, 100).config.test_short_edge == 100

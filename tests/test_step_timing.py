@@ -42,9 +42,14 @@ def test_the_present_step_has_fewer_operations_and_waits():
     assert [waits for _, waits in counts["straight"]] == [6, 0, 1]
 
 
-def test_a_step_of_d3_has_at_most_2500_operations_and_2_waits():
-    steps = make_steps("fastinst-d3-r50-640", 2, 64, 96, 3, CPU)
-    counts = count(steps["present"], CPU)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_a_step_of_d3_has_at_most_2500_operations_and_2_waits(device):
+    device = torch.device(device)
+    steps = make_steps("fastinst-d3-r50-640", 2, 64, 96, 3, device)
+    counts = count(steps["present"], device)
     assert sum(operations for operations, _ in counts) <= 2500
     assert sum(waits for _, waits in counts) <= 2
 

@@ -171,6 +171,32 @@ def test_a_loss_that_is_not_finite_names_the_images(data, tmp_path, run_train):
         run_train("--data", data, "--output", out, *QUICK, "--steps", 50, "--lr", 1e30)
 
 
+def test_too_little_memory_is_told_with_what_takes_less(data, tmp_path, run_train, monkeypatch):
+    def compute(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(BatchGradients, "compute", compute)
+    with pytest.raises(InputError, match="^CUDA out of memory: a larger --accumulate"):
+        run_train("--data", data, "--output", tmp_path / "run", *QUICK, "--steps", 1)
+
+
+def test_images_elsewhere_are_part_of_the_next_command(data, tmp_path, run_train, capsys):
+    labels, images, out = tmp_path / "labels", tmp_path / "all images", tmp_path / "run"
+    shutil.copytree(data / "annotations", labels)
+    shutil.copytree(data / "train", images)
+    options = ["--images", images, "--output", out, *QUICK, "--steps", 1]
+    train, val = (labels / f"instances_{split}.json" for split in ("train", "val"))
+    assert run_train("--data", train, *options) == 0
+    assert "no validation set" in capsys.readouterr().out
+    for path in (data / "val").iterdir():
+        shutil.copy(path, images / f"val {path.name}")
+    content = json.loads(val.read_text())["images"]
+    edit_json(val, images=[i | {"file_name": f"val {i['file_name']}"} for i in content])
+    assert run_train("--data", train, "--val", val, *options, "--output", tmp_path / "2") == 0
+    command = f"evaluate.py {tmp_path / '2/best.pt'} --data {val} --images '{images}'"
+    assert command in capsys.readouterr().out
+
+
 def explode_losses(monkeypatch):
     """From now on losses are finite, and their gradients are not."""
     losses = FastInst.loss
@@ -240,9 +266,11 @@ def test_a_validation_set_without_objects(data, tmp_path, run_train, capsys):
     crowds = [a | {"iscrowd": 1} for a in json.loads(val.read_text())["annotations"]]
     edit_json(val, annotations=crowds)
     options = ("--output", out, *QUICK, "--steps", 3, "--eval-every", 1, "--patience", 1)
+    options += ("--ema", 0.9)
     assert run_train("--data", folder, *options) == 0
     printed = capsys.readouterr().out
-    assert f"{val} has no objects" in printed and f"predict.py {out / 'last.pt'}" in printed
+    assert f"{val} has no objects" in printed and "--ema and --patience will change" in printed
+    assert f"predict.py {out / 'last.pt'}" in printed
     assert len(rows(out)) == 3 and not (out / "best.pt").exists()
 
 

@@ -1,1 +1,1 @@
-"""COCO datasets: files to records, records to augmented samples."""
+"""Data sets: files to records, records to augmented samples."""

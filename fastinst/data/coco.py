@@ -1,4 +1,4 @@
-"""COCO instance annotations: the files, the records in them, and their images.
+"""COCO instance annotations: a JSON and the checked records in it.
 
 Format: https://cocodataset.org/#format-data
 """
@@ -7,14 +7,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
 
 from fastinst.data.dataset import Annotation, Dataset, ImageRecord, unique_names
 from fastinst.data.garbage_collection import no_garbage_collection
-from fastinst.data.images import decode_image, quiet_pillow
 from fastinst.data.segmentation import INVISIBLE, check_segmentations
 from fastinst.errors import InputError
 
@@ -164,30 +160,3 @@ def _missing_files(folder: Path, names: Iterable[str]) -> list[str]:
         if base not in listings[sub]:
             missing.append(name)
     return missing
-
-
-def check_images(dataset: Dataset, workers: int | None = None) -> None:
-    """Decode every image once, so that a broken one shows before training and not during it.
-
-    Raises one InputError that names up to 10 bad images and counts all.
-    """
-
-    def fault(record: ImageRecord) -> str | None:
-        try:
-            decode_image(record.path, (record.height, record.width), 8)
-        except InputError as error:
-            return str(error)
-
-    with quiet_pillow(), ThreadPoolExecutor(workers) as pool:
-        faults = pool.map(fault, dataset.images)
-        bar = tqdm(faults, "checking images", len(dataset), unit="image", leave=False, disable=None)
-        bad = [line for line in bar if line]
-    if bad:
-        more = [f"and {len(bad) - 10} more"] if len(bad) > 10 else []
-        raise InputError(
-            "\n  ".join(
-                [f"{dataset.source}: {len(bad)} of {len(dataset)} images are unusable:"]
-                + bad[:10]
-                + more
-            )
-        )

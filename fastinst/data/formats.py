@@ -5,7 +5,7 @@ from pathlib import Path
 from fastinst.data.cityscapes import is_cityscapes, load_cityscapes
 from fastinst.data.coco import load_coco
 from fastinst.data.dataset import Dataset, MissingSplit
-from fastinst.data.layouts import find_coco, named_jsons
+from fastinst.data.layouts import MissingImages, find_coco, named_jsons
 from fastinst.data.yolo import load_yolo
 from fastinst.data.yolo_layouts import is_yolo
 from fastinst.errors import InputError
@@ -56,15 +56,20 @@ def load_splits(
     """The training set of a data set; its validation set or None, and why there is none.
 
     val_path: where the validation set is, if it is not to be looked for at `path`
-    image_folder: as in `load_dataset`, of the training set
+    image_folder: as in `load_dataset`, of the training set; of the validation set too, unless its
+        images are found without
     """
     train = load_dataset(path, "train", image_folder)
-    if val_path:
-        return train, load_dataset(val_path, "val"), ""
     try:
-        val = load_dataset(path, "val")
+        val = load_dataset(val_path or path, "val")
     except MissingSplit as reason:
+        if val_path:
+            raise
         return train, None, str(reason)
-    if val.source == train.source:
+    except MissingImages:
+        if image_folder is None:
+            raise
+        val = load_dataset(val_path or path, "val", image_folder)
+    if val.source == train.source and not val_path:
         return train, None, f"{train.source} is the training set"
     return train, val, ""

@@ -30,7 +30,8 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     """The image as uint8 [H, W, 3] RGB; alpha is dropped and 16 bits are scaled to 8.
 
     size: (height, width) that the annotations were made for: the EXIF orientation is applied
-        unless only the image as stored has this size. Without it the orientation is applied.
+        unless only the image as stored has this size. Without it the orientation is applied, and
+        to TIFF files always.
     Raises InputError, naming the file, if it cannot be decoded or has another size.
     """
     return read_reduced(path, size, 1)[0]
@@ -75,30 +76,36 @@ def decode_image(
         which is faster and still reads the whole file
     Returns the image and its reduction.
     """
+    image, stored, orientation, reduction = _decode_as_stored(path, reduction)
+    upright = stored[::-1] if orientation >= 5 else stored
+    if size is not None and tuple(size) not in (stored, upright):
+        raise InputError(
+            f"{path}: the image is {upright[1]} x {upright[0]}, "
+            f"its annotations are for {size[1]} x {size[0]} (width x height)"
+        )
+    if orientation == 1 or size not in (None, upright):
+        return image, reduction
+    return ImageOps.exif_transpose(image), reduction
+
+
+def _decode_as_stored(path: Path, reduction: int) -> tuple[Image.Image, tuple[int, int], int, int]:
+    """The image, its unreduced (height, width), its EXIF orientation, and its reduction."""
     try:
         with Image.open(path) as image:
-            stored = image.size[::-1]
+            if image.format == "TIFF":
+                image.load()  # which turns it, whatever the annotations are for
+            width, height = image.size
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            upright = stored[::-1] if orientation >= 5 else stored
-            if size is not None and tuple(size) not in (stored, upright):
-                raise InputError(
-                    f"{path}: the image is {upright[1]} x {upright[0]}, "
-                    f"its annotations are for {size[1]} x {size[0]} (width x height)"
-                )
-            if min(stored) < reduction or orientation != 1 or image.format != "JPEG":
+            if min(width, height) < reduction or orientation != 1 or image.format != "JPEG":
                 reduction = 1
             if reduction > 1:
-                image.draft(None, (stored[1] // reduction, stored[0] // reduction))
+                image.draft(None, (width // reduction, height // reduction))
             image.load()
-            if orientation == 1 or size not in (None, upright):
-                return image, reduction
-            return ImageOps.exif_transpose(image), reduction
-    except InputError:
-        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+    except Exception as error:  # Pillow's decoders, all that runs here, raise nearly anything
         raise InputError(f"{path}: cannot be decoded: {error}") from error
+    return image, (height, width), orientation, reduction
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -17,6 +17,10 @@ LAYOUTS = (
 )
 
 
+class MissingImages(InputError):
+    """A COCO JSON's images are not where they usually are; the message says where that is."""
+
+
 def find_coco(
     path: str | Path, split: str, image_folder: str | Path | None = None
 ) -> tuple[Path, Path]:
@@ -27,8 +31,8 @@ def find_coco(
         dataset for either split, unless the JSON is named after the other one.
     split: "train" or "val"
     image_folder: where the images are, if it is not to be found out
-    Raises MissingSplit if there is no such JSON, InputError if there is more than one or no folder
-    with its images.
+    Raises MissingSplit if there is no such JSON, MissingImages if there is no folder with its
+    images, InputError if there is more than one JSON.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,6 +79,12 @@ def _find_json(folder: Path, split: str) -> Path:
     )
 
 
+def is_for_testing(source: Path) -> bool:
+    """Whether the `source` of a validation set is named "test", as it may be by SPLITS."""
+    words = _words("/".join(source.parts[-2:]))
+    return "test" in words and words.isdisjoint(set(SPLITS["val"]) - {"test"})
+
+
 def _words(stem: str) -> set[str]:
     return set(re.split("[^a-z]+", stem.lower()))
 
@@ -98,8 +108,9 @@ def _find_image_folder(json_path: Path) -> Path:
         if any((folder / name).is_file() for name in names):
             return folder
     searched = "\n  ".join(str(folder) for folder in folders)
-    raise InputError(
-        f"{json_path}: its images ({', '.join(names)}, ...) are in none of\n  {searched}"
+    raise MissingImages(
+        f"{json_path}: its images ({', '.join(names)}, ...) are in none of\n  {searched}\n"
+        f"--images FOLDER says where they are"
     )
 
 

@@ -90,8 +90,8 @@ def outside_objects(split: str, dataset: Dataset, objects: ObjectTable) -> Itera
         share = len(found) / len(beyond)
         yield Finding(
             "warning" if share > OUTSIDE else "note",
-            f"{counted(len(found), 'object')} of {split} reach beyond their image; what is outside "
-            "is cut off",
+            f"{counted(len(found), 'object')} of {split} reaching beyond the image; what is "
+            "outside is cut off",
             tuple(
                 f"{place(dataset.images[objects.image[i]], objects.annotations[i])}: "
                 f"by {beyond[i]:.0f} pixels"
@@ -113,8 +113,8 @@ def tiny_objects(
         return
     fix = ""
     if len(tiny) > MANY * total:
-        # The size at which nine of ten fill a cell.
-        side = np.sqrt(np.sort(areas)[int(MANY * total)])
+        # The size at which nine of ten fill a cell; lines have an area of 0 and never do.
+        side = max(np.sqrt(np.sort(areas)[int(MANY * total)]), 1e-3)
         needed = int(np.ceil(short_edge * CELL / side / 32) * 32)
         fix = (
             f"--size {needed} makes nine of ten larger than a cell"
@@ -123,7 +123,7 @@ def tiny_objects(
         )
     yield Finding(
         "warning" if fix else "note",
-        f"{counted(len(tiny), 'object')} of {total:,} of {split} are smaller than {CELL} x {CELL} "
+        f"{counted(len(tiny), 'object')} of {total:,} of {split} smaller than {CELL} x {CELL} "
         f"pixels at a shorter edge of {short_edge}, less than one cell of the predicted masks",
         tuple(
             f"{place(dataset.images[objects.image[i]], objects.annotations[i])}: "

@@ -58,8 +58,8 @@ def class_frequencies(
     if in_val is not None and (untrained := absent & (in_val > 0)).any():
         yield Finding(
             "warning",
-            f"{counted(untrained.sum(), 'class', 'classes')} of val never occur in train, "
-            "so their AP will be 0",
+            f"{counted(untrained.sum(), 'class', 'classes')} of val without an object in train: "
+            "an AP of 0",
             tuple(f"{names[i]}: {in_val[i]:,} in val" for i in np.flatnonzero(untrained)),
             "move images of them to train, or take the classes out of val",
         )
@@ -75,7 +75,8 @@ def class_frequencies(
     elif absent.any():
         yield Finding(
             "warning",
-            f"{counted(absent.sum(), 'class', 'classes')} of {len(names)} never occur in train",
+            f"{counted(absent.sum(), 'class', 'classes')} of {len(names)} without an object in "
+            "train",
             tuple(names[absent]),
             "take them out of the categories, unless the weights you start from know them",
         )
@@ -83,7 +84,7 @@ def class_frequencies(
     if few.any():
         yield Finding(
             "warning",
-            f"{counted(few.sum(), 'class', 'classes')} have fewer than {FEW} objects in train",
+            f"{counted(few.sum(), 'class', 'classes')} with fewer than {FEW} objects in train",
             tuple(f"{names[i]}: {in_train[i]}" for i in np.argsort(in_train) if few[i]),
             "annotate more of them, or join them to other classes",
         )

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from fastinst.data.loader import TrainingImages
+from fastinst.examination.findings import counted
 from fastinst.ops.bits import unpack_bits
 from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.results import Instances
@@ -47,5 +48,4 @@ def _picture(sample: dict, class_names: tuple[str, ...]) -> np.ndarray:
     boxes = mask_boxes(masks).float()
     instances = Instances(torch.ones(len(masks)), target["labels"], masks, boxes)
     drawn = overlay(np.array(pixels), instances, class_names, show_scores=False)
-    objects = f"{len(masks)} object{'' if len(masks) == 1 else 's'}"
-    return titled(drawn, f"image {sample['image_id']}, {objects}")
+    return titled(drawn, f"image {sample['image_id']}, {counted(len(masks), 'object')}")

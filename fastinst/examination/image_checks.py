@@ -74,7 +74,10 @@ def unreadable_images(split: str, contents: Iterable[Content]) -> Iterator[Findi
         yield Finding(
             "fatal",
             f"{counted(len(bad), 'image')} of {split} cannot be used",
-            tuple(f"{place(content.record)}: {content.fault}" for content in bad),
+            tuple(
+                f"{place(record)}: {fault.removeprefix(f'{record.path}: ')}"
+                for record, _, _, fault in bad
+            ),
             "repair them, or take them out of the annotations",
         )
 
@@ -89,8 +92,8 @@ def duplicate_images(split: str, contents: Iterable[Content]) -> Iterator[Findin
     if groups:
         yield Finding(
             "warning",
-            f"{counted(sum(map(len, groups)) - len(groups), 'image')} of {split} "
-            "are there twice or more, the same file under several names",
+            f"{counted(sum(map(len, groups)) - len(groups), 'image')} of {split} too many: the "
+            "same file under several names",
             tuple(" = ".join(map(place, group)) for group in groups),
             "keep one of each, with all objects annotated: they weigh double, and annotations "
             "that differ contradict each other",
@@ -112,11 +115,11 @@ def leaked_images(train: Sequence[Content], val: Sequence[Content]) -> Iterator[
         if likeness >= ALIKE:
             alike.append((content.record, train[twin].record))
     fix = "take them out of one of the two, or the AP is of what the model has learnt by heart"
-    for pairs, how in ((same, "are training images too"), (alike, "look like training images")):
+    for pairs, how in ((same, "the same as"), (alike, "looking like")):
         if pairs:
             yield Finding(
                 "warning",
-                f"{counted(len(pairs), 'image')} of val {how}",
+                f"{counted(len(pairs), 'image')} of val {how} training images",
                 tuple(f"{place(a)} in val, {place(b)} in train" for a, b in pairs),
                 fix,
             )

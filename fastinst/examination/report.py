@@ -17,6 +17,7 @@ from fastinst.config import ModelConfig
 from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset
 from fastinst.data.large_scale_jitter import LargeScaleJitter
+from fastinst.data.layouts import is_for_testing
 from fastinst.data.loader import TrainingImages
 from fastinst.examination import annotation_checks, class_checks, image_checks
 from fastinst.examination.alignment import ABOVE_CHANCE, measure_alignment
@@ -101,6 +102,7 @@ def examine(
         findings += found
     findings += class_checks.id_gaps(train)
     if val is not None:
+        findings += _for_testing(val)
         findings += class_checks.different_classes(train, val)
         findings += image_checks.leaked_images(contents["train"], contents["val"])
     same_classes = val is not None and val.class_names == train.class_names
@@ -134,6 +136,16 @@ def _describe(split: str, dataset: Dataset, objects: ObjectTable) -> Iterator[st
     )
 
 
+def _for_testing(val: Dataset) -> Iterator[Finding]:
+    if is_for_testing(val.source):
+        yield Finding(
+            "note",
+            f"The test set {val.source} stands in for a validation set. The best model is chosen "
+            "by it, so its AP there will be flattering",
+            fix="name another set with --val, and keep this one for evaluate.py",
+        )
+
+
 def _check_alignment(split: str, dataset: Dataset) -> tuple[str, list[Finding]]:
     measured = measure_alignment(dataset)
     if measured is None:
@@ -149,7 +161,7 @@ def _check_alignment(split: str, dataset: Dataset) -> tuple[str, list[Finding]]:
         return fact, [Finding("warning", what, misfits, fix)]
     if misfits:
         what = (
-            f"{counted(len(misfits), 'image')} of {split} fit their masks hardly better than others"
+            f"{counted(len(misfits), 'image')} of {split} with masks that fit other images as well"
         )
         fix = "look whether these masks belong to these images"
         return fact, [Finding("warning", what, misfits, fix)]

@@ -3,11 +3,16 @@
 import argparse
 import math
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastinst.config import list_models
+import torch
+
+from fastinst.config import ModelConfig, list_models
+from fastinst.data.augment import Augmentation
+from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.errors import InputError
 from fastinst.training.interrupts import parse_duration
 from fastinst.training.run_folder import RunFolder, resolve_resume
@@ -50,11 +55,14 @@ def parse_arguments(
         args = parser.parse_args(given)
         for name in _FIXED:
             if getattr(args, name) != saved[name]:
-                raise InputError(f"--{name.replace('_', '-')} cannot change when resuming {path}")
+                raise InputError(
+                    f"--{name.replace('_', '-')} cannot change when resuming {path}: leave it out, "
+                    f"or start a new run from its weights with --weights {shlex.quote(str(path))}"
+                )
         if args.output != folder:
             raise InputError(
                 f"--output cannot change when resuming {path}; move the folder itself, or start a "
-                f"new run from its weights with --weights {path}"
+                f"new run from its weights with --weights {shlex.quote(str(path))}"
             )
     args.output = folder
     if not args.data:
@@ -71,6 +79,21 @@ def saved_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in _OF_THIS_PROCESS}
 
 
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """What --amp means on a device; None for 32 bits."""
+    if amp == "auto":
+        amp = "float16" if device.type == "cuda" else "off"
+    return None if amp == "off" else getattr(torch, amp)
+
+
+def training_views(augmentation: str, config: ModelConfig) -> Augmentation | LargeScaleJitter:
+    """What --augmentation means at a model's size."""
+    edges = (config.train_short_edge, config.train_max_edge)
+    if augmentation == "jitter":
+        return LargeScaleJitter(max(edges))
+    return {"release": Augmentation.for_size, "flip": Augmentation.flip_only}[augmentation](*edges)
+
+
 def _make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,10 +106,15 @@ def _make_parser(description: str) -> argparse.ArgumentParser:
         "--augmentation",
         choices=("release", "flip", "jitter"),
         default="release",
-        help="the release's crops and sizes; flips alone; or large-scale jitter [release]",
+        help="the release's crops, sizes and flips; flips alone; or large-scale jitter [release]",
     )
-    add("--check-all-images", action="store_true", help="open every one first, not only 2000")
-    add("--sanity", action="store_true", help="only test that some of the images can be learnt")
+    add("--check-all-images", action="store_true", help="examine every image, not only 2000")
+    add(
+        "--sanity",
+        action="store_true",
+        help="only try, within minutes, whether a few of the images can be learnt: by a small "
+        "model or, with --weights, by the chosen one",
+    )
 
     add = parser.add_argument_group("model").add_argument
     add("--model", default="fastinst-d3-r50-640", help=", ".join(list_models()))
@@ -113,30 +141,33 @@ def _make_parser(description: str) -> argparse.ArgumentParser:
     )
     length = group.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=_positive(float), metavar="N", help="[50, at least 2000 steps]"
+        "--epochs", type=_positive(float), metavar="N", help="[50, but at least 2000 steps]"
     )
     length.add_argument("--steps", type=_positive(int), metavar="N", help="instead of --epochs")
-    pause = "steps between evaluations and saves [an epoch]"
+    pause = "steps between evaluations and saves [an epoch, but at most 50 times]"
     add("--eval-every", type=_positive(int), metavar="N", help=pause)
     patience = "stop after so many evaluations without a better AP [never]"
     add("--patience", type=_positive(int), metavar="N", help=patience)
     limit = "save and stop before it is over: 55m, 2h, 1h30m"
     add("--time-limit", type=_duration, metavar="TIME", help=limit)
-    add("--seed", type=_not_negative(int), default=0, metavar="N", help="[0]")
+    add("--seed", type=_not_negative(int), default=0, metavar="N", help="of all that is random [0]")
 
     add = parser.add_argument_group("a step").add_argument
     batch = "images of a step, over all processes [16]"
     add("--batch-size", type=_positive(int), default=16, metavar="N", help=batch)
     parts = "compute a step's batch in so many parts, to save memory [1]"
     add("--accumulate", type=_positive(int), default=1, metavar="N", help=parts)
-    add("--lr", type=_positive(float), metavar="X", help="[1e-4 x sqrt(batch size / 16)]")
+    rate = "learning rate [1e-4 x sqrt(batch size / 16)]"
+    add("--lr", type=_positive(float), metavar="X", help=rate)
     backbone = "factor of --lr for the backbone [0.1; from scratch 1]"
     add("--backbone-lr", type=_not_negative(float), metavar="X", help=backbone)
-    add("--weight-decay", type=_not_negative(float), default=0.05, metavar="X", help="[0.05]")
-    add("--warmup", type=_not_negative(int), metavar="N", help="steps [a fiftieth of all]")
+    decay = "AdamW's, but for norms and embeddings [0.05]"
+    add("--weight-decay", type=_not_negative(float), default=0.05, metavar="X", help=decay)
+    rise = "steps over which the learning rate rises [a fiftieth of all, 10 to 1000]"
+    add("--warmup", type=_not_negative(int), metavar="N", help=rise)
     clip = "largest gradient norm [0: any]"
     add("--clip", type=_not_negative(float), default=0.0, metavar="X", help=clip)
-    ema = "decay of the weights' moving average, as 0.999 [0: none]"
+    ema = "decay of the weights' moving average, which is then evaluated, as 0.999 [0: none]"
     add("--ema", type=_decay, default=0.0, metavar="X", help=ema)
 
     add = parser.add_argument_group("the machine").add_argument

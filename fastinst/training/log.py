@@ -53,6 +53,15 @@ class Log:
             self._tensorboard.close()
 
 
+def loss_columns(losses: Mapping[str, float]) -> dict[str, float]:
+    """A row's total loss and its parts, each summed over the model's outputs."""
+    kinds = {
+        kind: sum(value for name, value in losses.items() if name.startswith(kind))
+        for kind in LOSS_KINDS
+    }
+    return {"loss": sum(losses.values())} | kinds
+
+
 def read_log(path: Path | str) -> list[dict[str, float]]:
     """The rows of a log.csv, in their order, without their empty fields.
 

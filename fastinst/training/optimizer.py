@@ -1,7 +1,8 @@
-"""The parameter groups of AdamW, as the release has them."""
+"""The parameter groups of AdamW, as the release has them, and their learning rates."""
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -23,7 +24,14 @@ def parameter_groups(
         {
             "params": parameters,
             "lr": backbone_lr if of_backbone else lr,
+            "initial_lr": backbone_lr if of_backbone else lr,
             "weight_decay": 0.0 if undecayed else weight_decay,
         }
         for (of_backbone, undecayed), parameters in groups.items()
     ]
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Let every group of `parameter_groups` have `factor` times its initial learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

@@ -76,6 +76,11 @@ class Processes:
             values /= self.world
         return values
 
+    def meet(self) -> None:
+        """Wait for the others as long as gloo does, 30 minutes; NCCL would give up after 10."""
+        if self.world > 1:
+            dist.barrier(self.host)
+
     def leave(self) -> None:
         if self.world > 1:
             dist.destroy_process_group()

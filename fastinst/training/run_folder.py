@@ -3,6 +3,7 @@
 last.pt and previous.pt, the one before it, hold all that resuming needs; best.pt is a model alone.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ class RunFolder:
         except InputError as error:
             kept = [name for name in (LAST, PREVIOUS) if (self.path / name).exists()]
             state = f"; {' and '.join(kept)} of the run are as before" if kept else ""
+            again = f"--resume {shlex.quote(str(self.path))}"
             raise InputError(
-                f"{error}{state}. Make room or mend the folder, then --resume {self.path}"
+                f"{error}{state}. Make room or mend the folder, then {again}"
             ) from error
         sync_folder(self.path)
         self._saved = True

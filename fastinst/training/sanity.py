@@ -30,7 +30,7 @@ from fastinst.metrics.label_agreement import label_agreement
 from fastinst.model import FastInst
 from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.results import Instances
-from fastinst.training.optimizer import parameter_groups
+from fastinst.training.optimizer import parameter_groups, scale_learning_rates
 from fastinst.training.typical_images import object_length, typical_images
 from fastinst.training.verdict import Evidence, Verdict, judge
 from fastinst.visualize import grid, ground_truth_instances, overlay, save_jpeg, side_by_side
@@ -49,6 +49,7 @@ def sanity_check(
     device: torch.device | str,
     *,
     model: FastInst | None = None,
+    size: int | None = None,
     max_minutes: float = 5.0,
     seed: int = 0,
     picture: Path | str | None = None,
@@ -57,6 +58,7 @@ def sanity_check(
     """Train a model on a few images of a data set and judge whether it could learn them.
 
     model: what to train, on the device; it is changed. None: `small_model`, from scratch
+    size: shorter image edge of the small model, in pixels [one that shows its objects well]
     max_minutes: of training. It ends sooner once the images have been learnt, and after
         `MOST_STEPS`; where the time does for all of these, the verdict does not depend on it.
     picture: a JPEG to write, the annotations of learned images beside what was found in them
@@ -71,7 +73,7 @@ def sanity_check(
     name = "the chosen model"
     if model is None:
         torch.manual_seed(seed)
-        model, name = small_model(learned).to(device), "a small model from scratch"
+        model, name = small_model(learned, size).to(device), "a small model from scratch"
     model.to(memory_format=torch.channels_last)
     short, longest = model.config.test_short_edge, model.config.test_max_edge
     augmentation = Augmentation(short_edges=(short,), max_edge=longest, crop_probability=0.0)
@@ -103,11 +105,15 @@ def sanity_check(
     return judge(evidence)
 
 
-def small_model(dataset: Dataset) -> FastInst:
-    """fastinst-d1-r18-192 with random weights, at a size that shows these images' objects well."""
-    smallest, largest = SHORT_EDGES
-    short = round(OBJECT_EDGE / _usual_length(dataset) / 32) * 32
-    short = min(max(short, smallest), largest)
+def small_model(dataset: Dataset, short: int | None = None) -> FastInst:
+    """fastinst-d1-r18-192 with random weights.
+
+    short: its shorter image edge, by default one that shows these images' objects well
+    """
+    if short is None:
+        smallest, largest = SHORT_EDGES
+        short = round(OBJECT_EDGE / _usual_length(dataset) / 32) * 32
+        short = min(max(short, smallest), largest)
     size = {"test_short_edge": short, "test_max_edge": round(short * 4 / 3)}
     classes = len(dataset.class_names)
     return FastInst(make_config("fastinst-d1-r18-192", num_classes=classes, **size))
@@ -133,15 +139,13 @@ def _learn(
     # As in the release; a frozen batch norm tells that the backbone is pretrained.
     backbone_lr = 0.1 * LR if model.config.frozen_batch_norm else LR
     optimizer = torch.optim.AdamW(parameter_groups(model, LR, backbone_lr, weight_decay=0.05))
-    base_lrs = [group["lr"] for group in optimizer.param_groups]
     device = next(model.parameters()).device
     total, allowed, started = MOST_STEPS, 60 * max_minutes, time.monotonic()
     model.train()
     with tqdm(total=total, unit="step", dynamic_ncols=True, disable=None, leave=False) as bar:
         for step, keys in enumerate(EpochSampler(len(images), BATCH_SIZE, seed), start=1):
             factor = min(1.0, step / WARMUP) * (1 + math.cos(math.pi * (step - 1) / total)) / 2
-            for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
-                group["lr"] = base_lr * factor
+            scale_learning_rates(optimizer, factor)
             samples = [images[key] for key in keys]
             batch, _ = model.preprocess([sample["image"] for sample in samples])
             batch = batch.to(memory_format=torch.channels_last)

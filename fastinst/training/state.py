@@ -2,11 +2,15 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastinst.errors import InputError
+from fastinst.training.arguments import Resumed
 from fastinst.training.ema import ExponentialMovingAverage
+from fastinst.training.fingerprint import difference
 
 
 @dataclasses.dataclass
@@ -38,6 +42,25 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
         }
+
+    def resume(
+        self, resumed: Resumed, source: Path, data: dict[str, Any] | None, steps: int
+    ) -> None:
+        """Take up a run.
+
+        source, data: the training set and its fingerprint; None not to compare it
+        steps: of the whole run
+        Raises InputError if the data is not what it was, or nothing is left to do.
+        """
+        path, saved, _ = resumed
+        if data is not None and (changed := difference(saved["data"], data)):
+            raise InputError(f"{source} is not what {path} was trained on: {changed}")
+        self.load_state_dict(saved)
+        if self.progress.step >= steps and not self.progress.unjudged:
+            raise InputError(
+                f"{path} is at step {self.progress.step} of {steps}: nothing is left to do; "
+                f"--steps or --epochs would extend the run"
+            )
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take up what `state_dict` gave; the optimizer's options stay as they are.

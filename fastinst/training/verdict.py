@@ -88,7 +88,7 @@ def _fault(seen: Evidence) -> str:
         if steps < FEWEST_STEPS:
             return (
                 f"the time was over at step {steps}, and a failure takes {FEWEST_STEPS} to tell; "
-                f"allow more minutes, or take a smaller model or size"
+                f"try a smaller --size, or leave out --weights, for then a small model is tried"
             )
         before, after = seen.loss_before_and_after
         fall = f"{before:.1f} -> {after:.1f} in {steps} steps"

@@ -28,7 +28,7 @@ from fastinst.config import parse_overrides
 from fastinst.curves import draw_curves
 from fastinst.data.formats import load_splits
 from fastinst.data.loader import EpochSampler, TrainingImages, collate
-from fastinst.data.workers import read_batches
+from fastinst.data.workers import read_batches, start_worker
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.examination.contact_sheet import contact_sheet
@@ -46,7 +46,7 @@ from fastinst.training.ema import ExponentialMovingAverage
 from fastinst.training.fingerprint import fingerprint
 from fastinst.training.gradients import BatchGradients
 from fastinst.training.initial_model import initial_model
-from fastinst.training.interrupts import Interrupts, ignore_interrupts
+from fastinst.training.interrupts import Interrupts
 from fastinst.training.log import Log, loss_columns
 from fastinst.training.optimizer import parameter_groups, scale_learning_rates
 from fastinst.training.outcome import describe_outcome
@@ -197,7 +197,7 @@ def fit(
         batch_sampler=sampler,
         num_workers=args.workers,
         collate_fn=collate,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),
         pin_memory=device.type == "cuda",
     )

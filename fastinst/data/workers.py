@@ -1,5 +1,6 @@
-"""Reading from a DataLoader whose worker processes may die."""
+"""The worker processes of a DataLoader: their start, and reading from them though they may die."""
 
+import gc
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,15 @@ from fastinst.errors import InputError
 
 # What torch says of a worker, and of the thread that copies what the workers have read for a GPU.
 _DIED = ("DataLoader worker", "Pin memory thread")
+
+
+def start_worker(worker: int) -> None:
+    """To be called in each worker before it reads anything (`worker_init_fn`)."""
+    # Signals reach the workers too, but it is the main process that ends them.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    # A collection would write to the data set's objects, and so copy their shared memory.
+    gc.freeze()
 
 
 def read_batches(loader: DataLoader) -> Iterator[Any]:

@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from fastinst.data.dataset import Dataset
 from fastinst.data.loader import EvaluationImages
-from fastinst.data.workers import read_batches
+from fastinst.data.workers import read_batches, start_worker
 from fastinst.errors import InputError
 from fastinst.ops import encode_masks
 from fastinst.results import Instances, postprocess
-from fastinst.training.interrupts import ignore_interrupts
 
 # The name of each number that we show, and where COCOeval.stats holds it.
 STATISTICS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5, "AR100": 8}
@@ -231,7 +230,7 @@ def evaluate(
         Subset(images, share),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=start_worker,
     )
     training = model.training
     model.eval()

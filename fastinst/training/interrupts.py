@@ -76,9 +76,3 @@ def parse_duration(text: str) -> float:
     if not seconds or units != sorted(set(units), key="dhms".index):
         raise InputError(f"{text!r} is no time; write it as 90s, 55m, 2h or 1h30m")
     return seconds
-
-
-def ignore_interrupts(worker: int) -> None:
-    """For a DataLoader's workers, whom the signals reach too: the main process ends them."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)

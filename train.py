@@ -113,9 +113,9 @@ def fit(
     amp = autocast_dtype(args.amp, device)
     augmentation = training_views(args.augmentation, model.config)
     if processes.leads and not resumed:
-        share = max(1, args.batch_size // args.accumulate // processes.world)
         report = examine(
-            *(train, val, model.config, share),
+            *(train, val, model.config, args.batch_size),
+            parts=processes.world * args.accumulate,
             settings=augmentation,
             device=device,
             amp=amp is not None,

@@ -65,4 +65,6 @@ def test_memory_grows_with_the_batch_and_halves_with_16_bits(images):
     assert double.memory - 16 * parameters == pytest.approx(2 * activations, rel=0.01)
     assert 0.5 < (halved.memory - 16 * parameters) / activations < 0.6
     assert (model.steps_per_epoch, double.steps_per_epoch) == (3, 2)
+    in_parts = forecast(images, CONFIG, 8, CPU, amp=False, parts=2)
+    assert (in_parts.memory, in_parts.steps_per_epoch) == (model.memory, 2)
     assert model.available is None or model.available > 2**20

@@ -37,12 +37,18 @@ class Forecast(NamedTuple):
 
 
 def forecast(
-    images: TrainingImages, config: ModelConfig, batch_size: int, device: torch.device, amp: bool
+    images: TrainingImages,
+    config: ModelConfig,
+    batch_size: int,
+    device: torch.device,
+    amp: bool,
+    parts: int = 1,
 ) -> Forecast:
-    """For training on `images` in batches of `batch_size`, 16-bit where `amp`."""
+    """For steps of `batch_size` images, computed in so many `parts`, 16-bit where `amp`."""
     height, width = largest_batch(images, batch_size)
     kept, parameters = kept_for_gradients(config, height, width)
-    memory = BYTES_PER_PARAMETER * parameters + PEAK * batch_size * kept * (AMP if amp else 1)
+    share = math.ceil(batch_size / parts)
+    memory = BYTES_PER_PARAMETER * parameters + PEAK * share * kept * (AMP if amp else 1)
     steps = math.ceil(len(images) / batch_size)
     return Forecast(steps, height, width, int(memory), device_memory(device))
 

@@ -63,6 +63,7 @@ def examine(
     config: ModelConfig,
     batch_size: int,
     *,
+    parts: int = 1,
     settings: Augmentation | LargeScaleJitter | None = None,
     device: torch.device | None = None,
     amp: bool = False,
@@ -70,7 +71,8 @@ def examine(
 ) -> Report:
     """Look for everything that is known to spoil a training, in seconds.
 
-    config, batch_size: of the model and of one process
+    config, batch_size: of the model and of a step
+    parts: how many the step is computed in, by several processes or one after the other
     settings: of the augmentation [the release's, at the model's size]
     device: to compute on [the CPU]; amp: whether in 16 bits
     most_images: of each split that are opened; None for all, minutes with COCO
@@ -114,7 +116,7 @@ def examine(
         settings = settings or Augmentation.for_size(config.train_short_edge, config.train_max_edge)
         images = TrainingImages(train, settings, seed=0)
         device = device or torch.device("cpu")
-        expected = forecast(images, config, batch_size, device, amp)
+        expected = forecast(images, config, batch_size, device, amp, parts)
         facts += ["", *_describe_forecast(expected, images, batch_size)]
         findings += _too_little_memory(expected, device)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -202,8 +204,8 @@ def _describe_forecast(
         f"{counted(len(images), 'image')} with objects in batches of {batch_size}."
     )
     yield (
-        f"Training takes about {expected.memory / 2**30:.1f} GiB, for batches of up to "
-        f"{expected.height} x {expected.width} pixels (estimated)."
+        f"Training takes about {expected.memory / 2**30:.1f} GiB in each process, for batches of "
+        f"up to {expected.height} x {expected.width} pixels (estimated)."
     )
 
 
@@ -213,5 +215,5 @@ def _too_little_memory(expected: Forecast, device: torch.device) -> Iterator[Fin
             "warning",
             f"Training may run out of memory: about {expected.memory / 2**30:.1f} GiB are needed, "
             f"{expected.available / 2**30:.1f} GiB are there on {device}",
-            fix="a smaller --batch-size or --size",
+            fix="a smaller --batch-size or --size, or for training a larger --accumulate",
         )

@@ -70,6 +70,9 @@ done
 step models 50 "$python" benchmark.py --paper-table --device cuda --seconds 3 \
   --csv "$out/models_cuda.csv"
 
+on_gpu step-counts 40 "${pytest[@]}" tests/test_step_timing.py
+step training 60 "$python" -m fastinst.step_timing --device cuda --csv "$out/steps_cuda.csv"
+
 # Every kernel in every dtype, on small tensors. Without the caching allocator, memcheck sees where
 # each of these ends.
 few="the_gpu_runs or as_good_as_plain or exact_sums or left_out or widths or every_dtype"

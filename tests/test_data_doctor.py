@@ -1,6 +1,7 @@
 """What the doctor finds in a data set: each trouble put in on purpose, and named."""
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -321,7 +322,7 @@ def test_a_wrong_path_is_one_line():
 
 
 def test_a_reader_that_has_seen_enough():
-    command = f"{sys.executable} -m fastinst.doctor | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m fastinst.doctor | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("fastinst")
     assert "Broken" not in done.stderr and "Traceback" not in done.stderr

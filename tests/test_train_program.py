@@ -20,10 +20,10 @@ from training_runs import QUICK, edit_json
 import train
 from fastinst.data.demo import write_demo
 from fastinst.errors import InputError
-from fastinst.model import FastInst
+from fastinst.model import FastInst, create_model
 from fastinst.training.gradients import BatchGradients
 from fastinst.training.optimizer import parameter_groups
-from fastinst.weights import read_checkpoint
+from fastinst.weights import read_checkpoint, save_checkpoint
 
 PROGRAM = Path(train.__file__)
 
@@ -466,3 +466,12 @@ def test_parameter_groups_hold_each_parameter_once_with_the_release_s_decay():
     assert of["positions.weight"]["weight_decay"] == of["queries.aux_features"]["weight_decay"] == 0
     assert of["queries.classifier.bias"]["weight_decay"] == 0.05
     assert of["decoder.layers.0.query_ffn.linear1.weight"]["lr"] == 1.0
+
+
+def test_a_run_of_an_earlier_version_is_not_resumed_but_named(tmp_path, run_train):
+    out = tmp_path / "run"
+    out.mkdir()
+    model = create_model("fastinst-d1-r18-192", 4)
+    save_checkpoint(out / "last.pt", model, None, None, {"step": 3, "arguments": {}})
+    with pytest.raises(InputError, match="earlier version.*--weights"):
+        run_train("--resume", out)

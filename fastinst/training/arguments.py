@@ -47,6 +47,11 @@ def parse_arguments(
     if found:
         checkpoint, path, note = RunFolder(found).load()
         resumed = Resumed(path, checkpoint["training"], note)
+        if "progress" not in resumed.training:
+            raise InputError(
+                f"{path} was saved by an earlier version, which cannot be resumed; start a new run "
+                f"from its weights with --weights {shlex.quote(str(path))}"
+            )
         folder = str(path.parent)
         saved = resumed.training["arguments"] | {"output": folder}
         if args.epochs or args.steps:

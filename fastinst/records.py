@@ -28,7 +28,7 @@ def describe_machine(device: torch.device) -> dict:
     git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty --abbrev=7"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": describe_command(sys.argv),
         "commit": subprocess.getoutput(f"{git} --exclude='*' 2>/dev/null"),
         "machine": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
@@ -39,6 +39,16 @@ def describe_machine(device: torch.device) -> dict:
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "ops": ops.active_kernels(device.type),
     }
+
+
+def describe_command(argv: list[str]) -> str:
+    """The command line as anyone would repeat it: without the folders of this machine."""
+    program = Path(argv[0])
+    package = Path(__file__).parent
+    module = program.is_absolute() and program.is_relative_to(package)
+    start = ["-m", f"{package.name}.{program.stem}"] if module else [program.name]
+    arguments = [Path(text).name if os.path.isabs(text) else text for text in argv[1:]]
+    return shlex.join(["python", *start, *arguments])
 
 
 def print_machine(report: dict) -> None:

@@ -1,16 +1,20 @@
-"""Measure a model's speed: frames per second, and latency percentiles of every stage.
-Or the operators' (--ops): each compiled kernel beside what one would use instead, in one run.
+"""Measure a model's speed: latency percentiles of every stage and end to end, side by side with
+what the authors' release does. Or the operators' (--ops): each compiled kernel beside what one
+would use instead. All in one run and in turn, so that everything meets the same machine.
 
     python benchmark.py fastinst-d3-r50-640
-    python benchmark.py fastinst-d3-r50-640 --device cpu --threads 4 --csv benchmarks/cpu.csv
-    python benchmark.py runs/nuclei/best.pt --images nuclei/val --protocol application
+    python benchmark.py fastinst-d3-r50-640 --compare --plot latency.png
+    python benchmark.py fastinst-d3-r50-640 --batch-size 1 4 --size 384 640 --csv speed.csv
+    python benchmark.py runs/nuclei/best.pt --images photos --protocol deploy
+    python benchmark.py runs/nuclei/best.pt --compare --data nuclei --max-images 50
     python benchmark.py --paper-table
-    python benchmark.py --ops --dtype float16 --csv benchmarks/ops_cuda.csv
+    python benchmark.py --ops --device cuda --dtype float16
 
 A model's name means random weights, which take as long as trained ones: see `random_model`.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -19,42 +23,43 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from fastinst import op_timing
+from fastinst.benchmarking.cases import measure_case
+from fastinst.benchmarking.cost import random_model
+from fastinst.benchmarking.measurement import PROTOCOLS
+from fastinst.benchmarking.report import (
+    CSV_HEADER,
+    PAPER_FPS,
+    draw_latency,
+    print_case,
+    print_run,
+    print_summary,
+    rows,
+)
+from fastinst.benchmarking.variants import (
+    VARIANTS,
+    Variant,
+    artefact_variant,
+    default_variants,
+    make_variant,
+)
 from fastinst.config import list_models
+from fastinst.data.dataset import Dataset
+from fastinst.data.formats import load_dataset
 from fastinst.data.images import list_images, read_image
-from fastinst.device import choose_device
+from fastinst.device import choose_device, choose_dtype
 from fastinst.errors import InputError, run
 from fastinst.files import check_output_file, write_whole
-from fastinst.model import FastInst, create_model
-from fastinst.op_timing import measure_ops, print_case
-from fastinst.records import describe_machine, format_rows, peak_memory, print_machine, read_rows
+from fastinst.metrics.evaluate import evaluate
+from fastinst.networks import ARTEFACTS
+from fastinst.records import describe_machine, format_rows, print_machine, read_rows
 from fastinst.rivals import CASES
-from fastinst.timing import END_TO_END, STAGES, is_stable, measure, resize, summarize, warm_up
 from fastinst.weights import load_model
 
-# What "end to end" spans.
-PROTOCOLS = {
-    "paper": "from the resized image in host memory to masks of the original image's size on the "
-    "device, without reading, decoding and resizing the image",
-    "application": "from the original image in host memory to masks of its size in host memory, "
-    "with Pillow's resize, without reading and decoding the image",
-}
-# Frames per second on one V100 by the protocol "paper", in float32 (arXiv 2303.08594).
-PAPER_FPS = {
-    "fastinst-d1-r50-576": 53.8,
-    "fastinst-d3-r50-640": 35.5,
-    "fastinst-d3-r101-640": 28.0,
-    "fastinst-d1-r50d-dcn-576": 47.8,
-    "fastinst-d3-r50d-dcn-640": 32.5,
-}
-CSV_HEADER = (
-    "date,machine,device,torch,threads,commit,command,model,protocol,height,width,batch,dtype,"
-    "stage,median_ms,p95_ms,p99_ms,fps"
-)
-OPS_CSV_HEADER = (
-    "date,machine,device,torch,threads,commit,command,op,case,dtype,rival,median_ms,p95_ms,ratio"
-)
+# Of a folder's images: so many batches are held in memory, and taken in turn.
+MOST_BATCHES = 32
+OPS_OPTIONS = ("ops", "only", "device", "dtype", "seconds", "threads", "json", "csv")
 
 
 def main() -> int:
@@ -64,34 +69,28 @@ def main() -> int:
     device = choose_device(args.device)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"cannot time {device.type!r}; use --device cpu or --device cuda")
-    for file in filter(None, (args.json, args.csv)):
+    for file in filter(None, (args.json, args.csv, args.plot)):
         check_output_file(file)
-    text = read_rows(args.csv, OPS_CSV_HEADER if args.ops else CSV_HEADER)
+    text = read_rows(args.csv, op_timing.CSV_HEADER if args.ops else CSV_HEADER)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.fp32_precision = "ieee"  # no TF32
-    report = describe_run(args, device)
-    print_run(report)
+    report = describe_machine(device) | {"interrupted": False, "cases": []}
 
-    # One model or operator after the other; an interrupt leaves what has been measured.
+    # One case after the other; an interrupt leaves what has been measured.
+    measure, show = time_models, print_case
+    if args.ops:
+        measure, show = time_operators, op_timing.print_case
     try:
-        if args.ops:
-            dtype = getattr(torch, args.dtype)
-            for entry in measure_ops(device, dtype, args.only, args.seconds):
-                report["cases"].append(entry)
-                print_case(entry)
-                save(report, args, text)
-        else:
-            measure_models(args, device, report)
+        for case in measure(args, device, report):
+            report["cases"].append(case)
+            show(case)
+            save(report, args, text)
     except KeyboardInterrupt:
         report["interrupted"] = True
         print("interrupted", file=sys.stderr)
-
-    if args.paper_table:
-        print(f"\n{'images per second':26}{'paper, V100':>12}{'here':>10}")
-        for entry in report["models"]:
-            here = entry["stages"][END_TO_END]["fps"]
-            print(f"{entry['model']:26}{PAPER_FPS[entry['model']]:12.1f}{here:10.2f}")
+    if report["cases"] and not args.ops:
+        print_summary(report["cases"])
     save(report, args, text)
     return 130 if report["interrupted"] else 0
 
@@ -101,32 +100,50 @@ def save(report: dict, args: argparse.Namespace, text: str) -> None:
     if args.json:
         with write_whole(args.json) as file:
             file.write(json.dumps(report, indent=1, allow_nan=False).encode())
-    # Half a measurement of models is no record; of the operators each case is one.
-    if args.csv and (args.ops or not report["interrupted"]):
-        columns = OPS_CSV_HEADER if args.ops else CSV_HEADER
+    if args.csv:
+        if args.ops:
+            new = format_rows(op_timing.rows(report), op_timing.CSV_HEADER)
+        else:
+            new = format_rows(rows(report), CSV_HEADER)
         with write_whole(args.csv) as file:
-            file.write((text + format_rows(rows(report), columns)).encode())
+            file.write((text + new).encode())
+    if args.plot and report["cases"]:
+        with write_whole(args.plot) as file:
+            draw_latency(report).save(file, "PNG")
 
 
-def measure_models(args: argparse.Namespace, device: torch.device, report: dict) -> None:
-    from_resized = args.protocol == "paper"
-    for name in PAPER_FPS if args.paper_table else [args.model]:
-        model, weights = get_model(name, args.weights, device)
-        model = model.to(getattr(torch, args.dtype)).eval()
-        entry = describe_model(model, weights, next(batches(args)))
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        inputs, runs = batches(args), []
-        warmup = warm_up(model, inputs, from_resized, args.warmup)
-        entry |= {"warmup_runs": len(warmup), "stable": is_stable(warmup)} | peak_memory(device)
-        try:
-            for times in measure(model, inputs, from_resized, args.iterations, args.seconds):
-                runs.append(times)
-        finally:
-            if runs:
-                entry |= {"runs": len(runs), "stages": summarize(runs, args.batch_size)}
-                report["models"].append(entry)
-                print_model(entry, args.protocol)
+def time_operators(args: argparse.Namespace, device: torch.device, report: dict) -> Iterator[dict]:
+    dtype = choose_dtype(args.dtype or "float32", device)
+    print(f"dtype: {dtype}")
+    print_machine(report)
+    yield from op_timing.measure_ops(device, dtype, args.only, args.seconds)
+
+
+def time_models(args: argparse.Namespace, device: torch.device, report: dict) -> Iterator[dict]:
+    """Yields a case for each model, size and batch size."""
+    report |= {
+        "protocol": args.protocol,
+        "images": str(args.images or "random pixels"),
+        "height": args.height,  # None for a folder's
+        "width": args.width,
+    }
+    print_run(report)
+    dataset = load_dataset(args.data, "val") if args.data else None
+    for name, size in itertools.product(args.models, args.size or [None]):
+        variants, weights = make_variants(args, name, size, device)
+        ap = {v.name: mask_ap(v, dataset, args.max_images) for v in variants if dataset}
+        for batch_size in args.batch_size:
+            case = measure_case(
+                variants,
+                read_batches(args, batch_size),
+                *(args.protocol, args.warmup, args.iterations, args.seconds),
+            )
+            for entry in case["variants"]:
+                entry["ap"] = ap.get(entry["variant"])
+            if case["variants"]:
+                yield case | {"weights": weights}
+            if case["interrupted"]:
+                raise KeyboardInterrupt
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -141,30 +158,40 @@ def parse_arguments() -> argparse.Namespace:
     add("--only", choices=CASES, help="of --ops, this one")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--protocol", choices=PROTOCOLS, default="paper", help="what end to end spans")
+    add("--compare", action="store_true", help="the release, the model and its engine in turn")
+    add("--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
+    add("--dtype", help="of the engine; float32, but for the protocol deploy auto, by default")
     add("--height", type=int, help="of the original image, 480 by default")
     add("--width", type=int, help="of the original image, 640 by default")
     add("--images", type=Path, help="a folder of images to take in turn; default: random pixels")
-    add("--batch-size", type=int, default=1)
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    add("--size", type=int, nargs="+", help="shorter edge that images are resized to, or several")
+    add("--batch-size", type=int, nargs="+", default=[1], help="images at once, or several")
+    add("--data", help="also AP on this data set, by what is timed; see evaluate.py")
+    add("--max-images", type=int, help="of --data, only the first so many")
     add("--warmup", type=int, help="runs before the measured ones; default: until stable")
     duration = parser.add_mutually_exclusive_group()
     duration.add_argument("--iterations", type=int, help="runs to measure")
-    duration.add_argument("--seconds", type=float, help="to measure: 10, or 1 for a case of --ops")
+    duration.add_argument("--seconds", type=float, help="for a variant: 10, or a case of --ops: 1")
     add("--threads", type=int, help="of the CPU")
     add("--json", type=Path, help="write everything to this file")
     add("--csv", type=Path, help="append a row for every stage or rival to this file")
+    add("--plot", type=Path, help="draw the latency by stage to this PNG")
     args = parser.parse_args()
     if [args.paper_table, args.ops, bool(args.model)].count(True) != 1:
         parser.error("give either a model or --paper-table or --ops")
+    for name, value in vars(args).items():
+        if args.ops and name not in OPS_OPTIONS and value != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is for models, not for --ops")
     if args.only and not args.ops:
         parser.error("--only is for --ops")
-    for name in ("weights", "images", "height", "width", "iterations", "warmup"):
-        if args.ops and getattr(args, name):
-            parser.error(f"--{name} is for models, not for --ops")
+    if [args.compare, bool(args.variants), bool(args.dtype)].count(True) > 1 and not args.ops:
+        parser.error("give one of --compare, --variants and --dtype: variants have their dtypes")
     if args.images and (args.height or args.width):
         parser.error("--images have their own height and width")
-    for name in ("height", "width", "batch_size", "iterations", "seconds", "threads"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+    numbers = ("height", "width", "iterations", "seconds", "threads", "max_images")
+    for name in (*numbers, "size", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and not np.all(np.greater(value, 0)):
             parser.error(f"--{name.replace('_', '-')} must be positive")
     if args.warmup is not None and args.warmup < 0:
         parser.error("--warmup must not be negative")
@@ -172,125 +199,64 @@ def parse_arguments() -> argparse.Namespace:
         args.seconds = 1.0 if args.ops else 10.0
     if args.images is None:
         args.height, args.width = args.height or 480, args.width or 640
+    args.models = list(PAPER_FPS) if args.paper_table else [args.model]
     return args
 
 
-def get_model(name: str, released: bool, device: torch.device) -> tuple[FastInst, str]:
-    """The model, and where its weights are from."""
-    if released or Path(name).is_file():
-        return load_model(name, device)[0], name if Path(name).is_file() else "released"
-    if name not in list_models():
+def make_variants(
+    args: argparse.Namespace, name: str, size: int | None, device: torch.device
+) -> tuple[list[Variant], str]:
+    """What is measured of a model, all with the same weights, and where those are from."""
+    if Path(name).suffix in ARTEFACTS:
+        if size or args.compare or args.variants or args.dtype:
+            raise InputError(
+                f"{name} is measured as it was exported: without --size, --compare, --variants and "
+                "--dtype"
+            )
+        return [artefact_variant(name, device)], Path(name).name
+    if args.weights or Path(name).is_file():
+        model, info = load_model(name)
+        weights = Path(name).name if Path(name).is_file() else "released"
+    elif name in list_models():
+        model, info, weights = random_model(name), None, "random"
+    else:
         known = ", ".join(list_models())
         raise InputError(f"{name!r} is neither a file nor a model; the models are {known}")
-    return random_model(name).to(device), "random"
+    if args.data and not info:
+        raise InputError(f"--data wants trained weights: a checkpoint, or {name} --weights")
+    if size:
+        ratio = model.config.test_max_edge / model.config.test_short_edge
+        edges = {"test_short_edge": size, "test_max_edge": round(size * ratio)}
+        model.config = dataclasses.replace(model.config, **edges)
+    default = args.dtype or ("float32" if args.protocol == "paper" else "auto")
+    names = [f"engine-{choose_dtype(default, device)}".replace("torch.", "")]
+    if args.compare or args.variants:
+        names = args.variants or default_variants(device)
+    variants = [make_variant(variant, model.eval(), device) for variant in names]
+    for variant in variants:
+        if variant.predictor and info:
+            variant.predictor.class_names = info.class_names
+    return variants, weights
 
 
-def random_model(name: str) -> FastInst:
-    """A model whose weights, though random, take the time of trained ones.
-
-    Most of the network does not care what it computes. But fresh weights overflow float16 in
-    ResNet-101, deform no convolution, and give few queries the 100 best (query, class) pairs, of
-    whose queries the masks are read out. Here all 100 masks are, the most there can be.
-    """
-    torch.manual_seed(0)
-    model = create_model(name)
-    for key, value in model.state_dict().items():
-        if key.endswith("bn3.weight"):
-            value.fill_(0.2)
-        elif key.endswith("offset.bias"):
-            value.normal_(std=2.0)
-    model.decoder.heads[-1].class_mlp.layers[-1].bias.data[0] = 20.0
-    return model
-
-
-def batches(args: argparse.Namespace) -> Iterator[list[np.ndarray]]:
-    """Batches of uint8 [H, W, 3] images without end."""
+def read_batches(args: argparse.Namespace, batch_size: int) -> list[list[np.ndarray]]:
+    """Batches of uint8 [H, W, 3] images, to be taken in turn."""
     if args.images is None:
-        shape = (args.batch_size, args.height, args.width, 3)
-        pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-        yield from itertools.repeat(list(pixels))
-    endless = itertools.cycle(list_images(args.images))
-    while True:
-        yield [read_image(path) for path in itertools.islice(endless, args.batch_size)]
+        shape = (batch_size, args.height, args.width, 3)
+        return [list(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))]
+    paths = list_images(args.images)
+    count = min(MOST_BATCHES, -(-len(paths) // batch_size))
+    endless = itertools.cycle(paths)
+    return [[read_image(next(endless)) for _ in range(batch_size)] for _ in range(count)]
 
 
-def describe_run(args: argparse.Namespace, device: torch.device) -> dict:
-    report = describe_machine(device) | {"dtype": args.dtype, "interrupted": False}
-    if args.ops:
-        return report | {"cases": []}
-    return report | {
-        "protocol": args.protocol,
-        "batch": args.batch_size,
-        "images": str(args.images or "random pixels"),
-        "height": args.height,  # None for a folder's
-        "width": args.width,
-        "models": [],
-    }
-
-
-def describe_model(model: FastInst, weights: str, originals: list[np.ndarray]) -> dict:
-    # The meta device computes shapes only, so that every operator is seen, the same way whatever
-    # kernel a real device chooses.
-    with torch.device("meta"), torch.inference_mode():
-        twin = FastInst(model.config).eval()
-        batch, _ = twin.preprocess([image.to("meta") for image in resize(model, originals)])
-        with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
-            twin(batch)
-    return {
-        "model": model.config.name,
-        "weights": weights,
-        "input": list(batch.shape[2:]),  # of the first batch
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "flops": counter.get_total_flops(),  # of convolutions and matrix products
-    }
-
-
-# Of our operators, from their arguments' shapes; the counter knows PyTorch's own.
-FLOPS = {
-    torch.ops.fastinst.deform_conv2d: (
-        lambda input, offset, weight, *_, out_shape: 2 * out_shape.numel() * weight[1:].numel()
-    ),
-    torch.ops.fastinst.masked_cross_attention: lambda q, k, *_, out_shape: 4 * q.numel() * k[2],
-    torch.ops.fastinst.attention_to_queries: lambda q, k, *_, out_shape: 4 * q.numel() * k[2],
-    torch.ops.fastinst.attention_mask: lambda e, x, *_, out_shape: 2 * e.numel() * x[1],
-}
-
-
-def print_run(report: dict) -> None:
-    if "models" in report:
-        protocol = report["protocol"]
-        print(f"protocol: {protocol}, {PROTOCOLS[protocol]}; batch {report['batch']}, TF32 off")
-        for key in ("images", "height", "width"):
-            print(f"{key}: {report[key]}")
-    print(f"dtype: {report['dtype']}")
-    print_machine(report)
-
-
-def print_model(entry: dict, protocol: str) -> None:
-    stages, memory = entry["stages"], entry["peak_memory_bytes"] / 2**20
-    unstable = "" if entry["stable"] else ", not seen to be stable"
-    print(
-        f"\n{entry['model']}, {entry['weights']} weights, input {tuple(entry['input'])}\n"
-        f"{entry['parameters']:,} parameters, {entry['flops'] / 1e9:.1f} GFLOPs (a multiply-add "
-        f"is two), peak memory {memory:.0f} MiB ({entry['peak_memory_of']})\n"
-        f"{entry['runs']} runs after {entry['warmup_runs']} to warm up{unstable}\n"
-        f"{'ms':14}{'p50':>9}{'p95':>9}{'p99':>9}{'mean':>9}"
-    )
-    for stage, row in stages.items():
-        times = "".join(f"{row[key]:9.2f}" for key in ("median_ms", "p95_ms", "p99_ms", "mean_ms"))
-        outside = protocol == "paper" and stage in (STAGES[0], STAGES[-1])
-        print(f"{stage:14}{times}{'   not in end to end' if outside else ''}")
-    print(f"{stages[END_TO_END]['fps']:.2f} images per second")
-
-
-def rows(report: dict) -> Iterator[dict]:
-    """Those of the CSV: one for each stage of a model, or for each rival of an operator's case."""
-    for entry in report.get("models", ()):
-        for stage, numbers in entry["stages"].items():
-            yield report | entry | numbers | {"stage": stage}
-    for entry in report.get("cases", ()):
-        for rival, numbers in entry["rivals"].items():
-            yield report | entry | numbers | {"rival": rival}
+def mask_ap(variant: Variant, dataset: Dataset, max_images: int | None) -> float | None:
+    """Mask AP by what is timed; None for the release, which is no Predictor."""
+    predictor = variant.predictor
+    if predictor is None:
+        return None
+    with variant.scope():
+        return evaluate(predictor, dataset, max_images=max_images).summarize()["AP"]
 
 
 if __name__ == "__main__":

@@ -1,98 +1,173 @@
-"""Evaluate a model on a data set (COCO, YOLO, Cityscapes): mask AP as pycocotools computes it.
+"""Evaluate a model on a data set (COCO, YOLO, Cityscapes): AP as pycocotools computes it.
 
 python evaluate.py fastinst-d3-r50-640 --data coco
-python evaluate.py runs/nuclei/best.pt --data nuclei --output ap.json --results masks.json
+python evaluate.py runs/nuclei/best.pt --data nuclei --output ap.json --report report
+python evaluate.py --predictions results.json --data coco --metrics mask box boundary
 torchrun --nproc-per-node 8 evaluate.py fastinst-d3-r50-640 --data coco
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from tqdm import tqdm
 
+from fastinst.data.dataset import Dataset
 from fastinst.data.formats import load_dataset
 from fastinst.device import choose_device
-from fastinst.errors import run
-from fastinst.files import check_output_file, write_whole
-from fastinst.metrics.coco import STATISTICS, evaluate, format_table, match_classes
-from fastinst.weights import load_model
+from fastinst.errors import InputError, run
+from fastinst.files import check_output_file, make_output_folder, write_whole
+from fastinst.metrics.coco import CocoEvaluator
+from fastinst.metrics.evaluate import evaluate
+from fastinst.metrics.overlap import METRICS
+from fastinst.metrics.predictions import read_predictions
+from fastinst.metrics.report import write_report
+from fastinst.metrics.table import format_table
+from fastinst.predictor import Predictor
+from fastinst.training.processes import Processes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", help="a checkpoint, or the name of a released model")
-    parser.add_argument("--data", required=True, help="its folder, COCO JSON or YOLO data.yaml")
-    parser.add_argument("--images", help="folder of a COCO JSON's images, if they are elsewhere")
-    parser.add_argument("--split", choices=("train", "val"), default="val")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", type=Path, help="write the numbers to this JSON")
-    parser.add_argument("--results", type=Path, help="write all results to this JSON, as COCO does")
-    parser.add_argument("--max-images", type=int, help="evaluate only the first so many images")
-    parser.add_argument("--workers", type=int, default=2, help="processes that load images")
-    args = parser.parse_args()
-    if args.workers < 0 or (args.max_images is not None and args.max_images < 1):
-        parser.error("--workers must be at least 0 and --max-images at least 1")
+def main() -> int:
+    processes = Processes.find()
+    with processes.telling_one_error("Nothing was written"):
+        args = parse_arguments()
+        device = choose_device(args.device)
+        processes = processes.connect(device)
+        code = evaluate_and_write(args, device, processes)
+        processes.leave()
+        return code
+    return 2
 
-    # The machine. Better an error now than after an hour of evaluating.
-    device = choose_device(args.device)
+
+def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes: Processes) -> int:
+    # Better an error now than after an hour of evaluating.
     for file in filter(None, (args.output, args.results)):
         check_output_file(file)
-    if "LOCAL_RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    leads = not dist.is_initialized() or dist.get_rank() == 0
+    if args.report:
+        make_output_folder(args.report)
 
-    # The data and the model.
+    # The data.
     dataset = load_dataset(args.data, args.split, args.images)
-    if leads and dataset.skipped:
+    if processes.leads and dataset.skipped:
         print(f"annotations left out: {len(dataset.skipped)}, as", file=sys.stderr)
         print("\n".join(dataset.skipped[:5]), file=sys.stderr)
-    model, info = load_model(args.weights, device)
-    labels = match_classes(info.class_names, model.config.num_classes, dataset)
 
     # The results.
     start = time.perf_counter()
-    evaluator = evaluate(
-        model, dataset, device, labels=labels, max_images=args.max_images, workers=args.workers
-    )
+    kept = {"metrics": args.metrics, "keep_results": bool(args.results or args.report)}
+    try:
+        if args.predictions:
+            name, how = args.predictions.name, {}
+            evaluator = compare_predictions(args, dataset, kept)
+        else:
+            predictor = Predictor(args.weights, device, args.dtype)
+            name = predictor.name
+            how = {"device": str(predictor.device), "dtype": str(predictor.dtype).split(".")[-1]}
+            start = time.perf_counter()
+            evaluator = evaluate(
+                predictor,
+                dataset,
+                max_images=args.max_images,
+                batch_size=args.batch_size,
+                workers=args.workers,
+                **kept,
+            )
+    except KeyboardInterrupt as stop:
+        if processes.leads:
+            print(f"interrupted {stop}; nothing was written".replace("  ", " "), file=sys.stderr)
+        return 130
     seconds = time.perf_counter() - start
-    if leads:
-        summary = evaluator.summarize()
-        speed = summary["images"] / seconds
-        print(f"{info.name} on {dataset.source}")
-        print(format_table(summary))
-        print(
-            f"{seconds:.1f} s, {speed:.1f} images/s with loading, network, masks and their encoding"
-        )
-        if args.output:
-            report = {
-                "model": info.name,
-                "weights": args.weights,
-                "data": str(dataset.source),
-                "device": str(device),
-                "processes": dist.get_world_size() if dist.is_initialized() else 1,
-                "torch": torch.__version__,
-                "seconds": seconds,
-                "images_per_second": speed,
-                **summary,
-            }
-            write_json(args.output, without_nan(report))
-        if args.results:
-            write_json(args.results, evaluator.results())
-    if dist.is_initialized():
-        dist.destroy_process_group()
+
+    # The numbers.
+    if not processes.leads:
+        return 0
+    summary = evaluator.summarize()
+    speed = summary["images"] / seconds
+    print(f"{name} on {dataset.source}")
+    print(format_table(summary))
+    if how:
+        print(f"{seconds:.1f} s, {speed:.1f} images/s from files to matches, {how['dtype']}")
+    if args.output:
+        report = {
+            "model": name,
+            "weights": args.weights,
+            "data": str(dataset.source),
+            **how,
+            "processes": processes.world,
+            "torch": torch.__version__,
+            "seconds": seconds,
+            "images_per_second": speed,
+            **summary,
+        }
+        write_json(args.output, without_nan(report))
+    if args.results:
+        write_json(args.results, evaluator.results())
+    if args.report:
+        for path in write_report(evaluator, name, args.report):
+            print(f"wrote {path}")
+    return 0
 
 
-def without_nan(numbers: dict) -> dict:
+def compare_predictions(args: argparse.Namespace, dataset: Dataset, kept: dict) -> CocoEvaluator:
+    """Results out of a file; those of boxes alone have box AP alone."""
+    predictions = read_predictions(args.predictions, dataset)
+    if any("segmentation" not in results[0] for results in predictions.values()):
+        if "box" not in args.metrics or args.report:
+            raise InputError(
+                f"{args.predictions} has boxes and no masks: there is --metrics box, and no report"
+            )
+        kept = kept | {"metrics": ["box"]}
+    image_ids = [record.id for record in dataset.images[: args.max_images]]
+    evaluator = CocoEvaluator(dataset, image_ids, **kept)
+    bar = tqdm(image_ids, "compare", disable=None)
+    for done, image_id in enumerate(bar):
+        try:
+            evaluator.update_results(image_id, predictions.get(image_id, []))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"after {done} of {len(image_ids)} images") from None
+    return evaluator
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("weights", nargs="?", help="a checkpoint, an exported file, or a released model's name")
+    add("--predictions", type=Path, help="in place of a model: results of any, a JSON as COCO's")
+    add("--data", required=True, help="its folder, COCO JSON or YOLO data.yaml")
+    add("--images", help="folder of a COCO JSON's images, if they are elsewhere")
+    add("--split", choices=("train", "val"), default="val")
+    add("--metrics", nargs="+", choices=METRICS, default=["mask", "box"], help="[mask box]")
+    add("--device", default="auto")
+    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="float32")
+    add("--batch-size", type=int, default=1, help="images at a time; AP does not depend on it")
+    add("--output", type=Path, help="write the numbers to this JSON")
+    add("--results", type=Path, help="write all results to this JSON, as COCO does")
+    add("--report", type=Path, help="draw precision over recall and the worst mistakes, a folder")
+    add("--max-images", type=int, help="evaluate only the first so many images")
+    add("--workers", type=int, default=2, help="threads that read images")
+    args = parser.parse_args()
+    if (args.weights is None) == (args.predictions is None):
+        parser.error("give a model, or --predictions with a file of results")
+    if args.workers < 0 or args.batch_size < 1:
+        parser.error("--workers must be at least 0 and --batch-size at least 1")
+    if args.max_images is not None and args.max_images < 1:
+        parser.error("--max-images must be at least 1")
+    args.dtype = None if args.dtype == "auto" else args.dtype
+    args.metrics = [metric for metric in METRICS if metric in args.metrics]
+    return args
+
+
+def without_nan(content: object) -> object:
     """JSON has no nan; null stands for what could not be measured."""
-    per_class = {k: None if math.isnan(v) else v for k, v in numbers["per_class"].items()}
-    overall = {k: None if math.isnan(numbers[k]) else numbers[k] for k in STATISTICS}
-    return {**numbers, **overall, "per_class": per_class}
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def write_json(path: Path, content: object) -> None:

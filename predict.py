@@ -29,7 +29,6 @@ from fastinst.data.images import list_images, read_image
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
-from fastinst.metrics.coco import coco_results
 from fastinst.results import Instances, postprocess
 from fastinst.visualize import ground_truth_instances, overlay, save_jpeg, side_by_side
 from fastinst.weights import CheckpointInfo, load_model
@@ -92,7 +91,7 @@ def main() -> int:
                 picture = side_by_side(drawn, picture, ("ground truth", "prediction"))
             clock.append(time.perf_counter())
 
-            results = coco_results(len(images) + 1, found, category_ids)
+            results = found.to_coco(len(images) + 1, category_ids)
             save_jpeg(output / name, picture)
             images.append(
                 {

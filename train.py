@@ -18,22 +18,23 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fastinst.config import parse_overrides
 from fastinst.curves import draw_curves
+from fastinst.data.dataset import Dataset
 from fastinst.data.formats import load_splits
-from fastinst.data.loader import EpochSampler, TrainingImages, collate
-from fastinst.data.workers import read_batches, start_worker
+from fastinst.data.loader import EpochSampler, TrainingImages
+from fastinst.data.workers import read_batches
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.examination.contact_sheet import contact_sheet
 from fastinst.examination.report import MOST_IMAGES, examine
 from fastinst.files import make_output_folder
+from fastinst.model import FastInst
 from fastinst.records import peak_memory
 from fastinst.training.arguments import (
     Resumed,
@@ -51,6 +52,7 @@ from fastinst.training.log import Log, loss_columns
 from fastinst.training.optimizer import parameter_groups, scale_learning_rates
 from fastinst.training.outcome import describe_outcome
 from fastinst.training.processes import Processes
+from fastinst.training.progress_bar import progress_bar, show_step
 from fastinst.training.run_folder import RunFolder, resolve_resume
 from fastinst.training.sanity import sanity_check
 from fastinst.training.schedule import Schedule
@@ -66,10 +68,11 @@ MOST_SKIPPED = 50  # steps in a row
 
 
 def main() -> int:
-    args, resumed = parse_arguments(__doc__)
-    device = choose_device(args.device)
-    processes = Processes.join(device)
+    processes = Processes.find()
     with processes.telling_one_error():
+        args, resumed = parse_arguments(__doc__)
+        device = choose_device(args.device)
+        processes = processes.connect(device)
         try:
             return fit(args, resumed, device, processes)
         except torch.OutOfMemoryError as error:
@@ -97,18 +100,7 @@ def fit(
 
     # Data and model; what is wrong with them is said before the first step
     train, val, without_val = load_splits(args.data, args.val, args.images)
-    if resumed:
-        model = load_model(resumed.path)[0]
-    else:
-        torch.manual_seed(args.seed)
-        model = initial_model(
-            *(args.model, len(train.class_names), parse_overrides(args.set)),
-            size=args.size,
-            weights=args.weights,
-            batch_norm=args.batch_norm,
-            images_per_norm=args.batch_size // args.accumulate,
-            say=say,
-        )
+    model = load_model(resumed.path)[0] if resumed else new_model(args, train, say)
     model.to(device, memory_format=torch.channels_last).train()
     amp = autocast_dtype(args.amp, device)
     augmentation = training_views(args.augmentation, model.config)
@@ -127,15 +119,7 @@ def fit(
     processes.meet()
     if args.sanity:
         processes.leave()  # one is enough
-        if not processes.leads:
-            return 0
-        picture = make_output_folder(args.output) / "sanity.jpg"
-        start = model if args.weights else None
-        verdict = sanity_check(
-            *(train, device), model=start, size=args.size, picture=picture, say=say
-        )
-        say(str(verdict))
-        return 0 if verdict.passed else 1
+        return try_sanity(args, model, train, device) if processes.leads else 0
     if val is not None and all(a.iscrowd for image in val.images for a in image.annotations):
         val, without_val = None, f"{val.source} has no objects"
     if val is None:
@@ -153,17 +137,16 @@ def fit(
         warmup=args.warmup,
         pause_every=args.eval_every,
     )
-    backbone_lr = args.backbone_lr
-    if backbone_lr is None:
-        backbone_lr = 0.1 if args.weights else 1.0
-    short_edge = model.config.train_short_edge
+    usual = 0.1 if args.weights else 1.0
+    backbone_lr = usual if args.backbone_lr is None else args.backbone_lr
     precision = str(amp or torch.float32).removeprefix("torch.")
-    say(f"plan: {args.model} on {device}, {precision}, shorter edge {short_edge}")
     say(
+        f"plan: {args.model} on {device}, {precision}, "
+        f"shorter edge {model.config.train_short_edge}\n"
         f"  {len(images)} images with objects, {args.augmentation} augmentation; "
-        f"{args.batch_size} a step: processes {processes.world}, parts {args.accumulate}"
+        f"{args.batch_size} a step: processes {processes.world}, parts {args.accumulate}\n"
+        f"  {schedule}; backbone x{backbone_lr:g}"
     )
-    say(f"  {schedule}; backbone x{backbone_lr:g}")
 
     # The optimizer, and what a resumed run takes up
     synchronise_batch_norms(model)
@@ -171,8 +154,7 @@ def fit(
     groups = parameter_groups(model, schedule.lr, schedule.lr * backbone_lr, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=True)
     gradients = BatchGradients(model, processes, args.accumulate, amp)
-    scaler = gradients.scaler
-    state = TrainingState(optimizer, scaler, ema)
+    state = TrainingState(optimizer, gradients.scaler, ema)
     identity = fingerprint(train) if processes.leads else None
     if resumed:
         if resumed.note:
@@ -180,27 +162,13 @@ def fit(
         state.resume(resumed, train.source, identity, schedule.steps)
         say(f"resuming {resumed.path} after step {state.progress.step}")
     progress = state.progress
-    if processes.largest((progress.step,)) != (progress.step,):
-        raise InputError(
-            f"process {processes.rank} is at step {progress.step} and others are further: "
-            f"{args.output} must be one folder that all of them can read"
-        )
+    processes.check_same_step(progress.step, args.output)
     folder = RunFolder(make_output_folder(args.output))
 
     # The stream of batches, which a resumed run takes up where it stopped
-    sampler = EpochSampler(
-        *(len(images), args.batch_size, args.seed),
-        *(processes.rank, processes.world, progress.step),
-    )
-    loader = DataLoader(
-        images,
-        batch_sampler=sampler,
-        num_workers=args.workers,
-        collate_fn=collate,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),
-        pin_memory=device.type == "cuda",
-    )
+    share = (processes.rank, processes.world, progress.step)
+    sampler = EpochSampler(len(images), args.batch_size, args.seed, *share)
+    batches = read_batches(images, sampler, args.workers, pin_memory=device.type == "cuda")
     if processes.leads and not resumed:
         save_jpeg(folder.path / "samples.jpg", contact_sheet(images, train.class_names))
         say(f"  what the model is given to learn: {folder.path / 'samples.jpg'}")
@@ -216,25 +184,13 @@ def fit(
     interrupts = Interrupts(args.time_limit, STARTED, quiet=not processes.leads)
     validation = Validation(ema.model if ema else model, train, val, folder, args.workers)
 
-    def done() -> bool:
-        in_vain = progress.evaluations_in_vain
-        return progress.step >= schedule.steps or in_vain >= (args.patience or math.inf)
-
     if row:
         validation.judge(progress, row, log, processes)
-    batches = read_batches(loader)
+    length = (schedule.steps, args.patience)
     skipped_in_a_row, stopping = 0, False
     saved = lap = time.monotonic()
-    bar = tqdm(
-        total=schedule.steps,
-        initial=progress.step,
-        disable=not processes.leads,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-    with bar:
-        while not (stopping or done()):
+    with progress_bar(schedule.steps, progress.step, shown=processes.leads) as bar:
+        while not (stopping or progress.is_over(*length)):
             try:
                 samples = next(batches)
             except InputError as error:
@@ -248,19 +204,15 @@ def fit(
             scale_learning_rates(optimizer, factor)
             optimizer.zero_grad()
             losses = gradients.compute(samples)
-            scaler.unscale_(optimizer)
-            grads = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm(grads)
-            if args.clip:
-                nn.utils.clip_grads_with_norm_(model.parameters(), args.clip, norm)
+            norm = gradients.clip(optimizer, args.clip)
 
             # The one copy from the device; it also tells what the other processes know.
             told = [norm.new_full((), float(n)) for n in (interrupts.received, len(replaced))]
             means = processes.mean(torch.stack([*losses.values(), norm, *told])).tolist()
             *values, norm, stop, replaced = means
             values = dict(zip(losses, values, strict=True))
-            bad = [name for name, value in values.items() if not math.isfinite(value)]
-            bad += [] if math.isfinite(norm) else ["gradient norm"]
+            judged = values | {"gradient norm": norm}
+            bad = [name for name, value in judged.items() if not math.isfinite(value)]
             skipped_in_a_row = skipped_in_a_row + 1 if bad else 0
             if bad and (amp is None or skipped_in_a_row > MOST_SKIPPED):
                 ids = processes.joined([sample["image_id"] for sample in samples])
@@ -272,10 +224,10 @@ def fit(
             if bad:
                 progress.skipped_steps += 1
             else:
-                scaler.step(optimizer)
+                gradients.scaler.step(optimizer)
                 if ema:
                     ema.update(model)
-            scaler.update()
+            gradients.scaler.update()
             progress.step += 1
             progress.replaced_images += round(replaced * processes.world)
 
@@ -291,12 +243,7 @@ def fit(
                 "images_per_second": args.batch_size / (now - lap),
                 "memory_mib": peak_memory(device)["peak_memory_bytes"] / 2**20,
             }
-            bar.set_postfix_str(
-                "loss {loss:.2f}, lr {lr:.1e}, {images_per_second:.1f} images/s, "
-                "{memory_mib:.0f} MiB".format(**row),
-                refresh=False,
-            )
-            bar.update()
+            show_step(bar, row)
 
             # Saved before it is evaluated, so that nothing is lost if that is cut short.
             stopping = stop > 0
@@ -313,7 +260,7 @@ def fit(
             lap = time.monotonic()
 
     # The end
-    ended = done() and not progress.unjudged
+    ended = progress.is_over(*length) and not progress.unjudged
     if ended:
         save()  # with what the last evaluation has found
     if processes.leads:
@@ -324,6 +271,28 @@ def fit(
     for line in describe_outcome(args, progress, schedule.steps, validation, processes, stopped_by):
         say(line)
     return 0 if ended else 130
+
+
+def new_model(args: argparse.Namespace, train: Dataset, say: Callable[[str], object]) -> FastInst:
+    torch.manual_seed(args.seed)
+    return initial_model(
+        *(args.model, len(train.class_names), parse_overrides(args.set)),
+        size=args.size,
+        weights=args.weights,
+        batch_norm=args.batch_norm,
+        images_per_norm=args.batch_size // args.accumulate,
+        say=say,
+    )
+
+
+def try_sanity(
+    args: argparse.Namespace, model: FastInst, train: Dataset, device: torch.device
+) -> int:
+    picture = make_output_folder(args.output) / "sanity.jpg"
+    start = model if args.weights else None
+    verdict = sanity_check(train, device, model=start, size=args.size, picture=picture, say=print)
+    print(verdict)
+    return 0 if verdict.passed else 1
 
 
 if __name__ == "__main__":

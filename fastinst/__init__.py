@@ -3,11 +3,13 @@
 from fastinst.config import list_models
 from fastinst.model import create_model
 from fastinst.official import load_official
+from fastinst.predictor import Predictor
 from fastinst.results import Instances, postprocess
 from fastinst.weights import load_model, load_weights
 
 __all__ = [
     "Instances",
+    "Predictor",
     "create_model",
     "list_models",
     "load_model",

@@ -51,7 +51,21 @@ class Normalised:
             shifts = torch._foreach_addcmul(biases, means, scales, value=-1)
             self.affine = dict(zip(norms, zip(scales, shifts, strict=True), strict=True))
 
-    def __call__(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    def __call__(
+        self,
+        conv: nn.Module,
+        norm: nn.Module,
+        x: Tensor,
+        add: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """norm(conv(x)) + add, then ReLU. Nothing else needs `add` any more."""
+        y = self.normalise(conv, norm, x)
+        if add is not None:
+            y = y + add
+        return F.relu(y) if relu else y
+
+    def normalise(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         if norm not in self.affine:
             return norm(conv(x))
         scale, shift = self.affine[norm]
@@ -107,8 +121,8 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor, normalised: Normalised) -> Tensor:
-        y = F.relu(normalised(self.conv1, self.bn1, x))
-        return F.relu(normalised(self.conv2, self.bn2, y) + shortcut(self, x, normalised))
+        y = normalised(self.conv1, self.bn1, x, relu=True)
+        return normalised(self.conv2, self.bn2, y, shortcut(self, x, normalised), relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -127,9 +141,9 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor, normalised: Normalised) -> Tensor:
-        y = F.relu(normalised(self.conv1, self.bn1, x))
-        y = F.relu(normalised(self.conv2, self.bn2, y))
-        return F.relu(normalised(self.conv3, self.bn3, y) + shortcut(self, x, normalised))
+        y = normalised(self.conv1, self.bn1, x, relu=True)
+        y = normalised(self.conv2, self.bn2, y, relu=True)
+        return normalised(self.conv3, self.bn3, y, shortcut(self, x, normalised), relu=True)
 
 
 def shortcut(block: BasicBlock | Bottleneck, x: Tensor, normalised: Normalised) -> Tensor:
@@ -222,7 +236,7 @@ class ResNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        normalised = Normalised(self)
+        normalised = self.normalised()
         x = F.max_pool2d(self._stem(images, normalised), 3, stride=2, padding=1)
         features = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -231,10 +245,14 @@ class ResNet(nn.Module):
             features.append(x)
         return tuple(features[1:])
 
+    def normalised(self) -> Normalised:
+        """What applies the convolutions in one pass; the engine puts its own in place."""
+        return Normalised(self)
+
     def _stem(self, images: Tensor, normalised: Normalised) -> Tensor:
-        if isinstance(self.conv1, nn.Conv2d):
-            return F.relu(normalised(self.conv1, self.bn1, images))
+        if not isinstance(self.conv1, nn.Sequential):
+            return normalised(self.conv1, self.bn1, images, relu=True)
         first, first_norm, _, second, second_norm, _, third = self.conv1
-        x = F.relu(normalised(first, first_norm, images))
-        x = F.relu(normalised(second, second_norm, x))
-        return F.relu(normalised(third, self.bn1, x))
+        x = normalised(first, first_norm, images, relu=True)
+        x = normalised(second, second_norm, x, relu=True)
+        return normalised(third, self.bn1, x, relu=True)

@@ -97,6 +97,22 @@ def list_models() -> list[str]:
     return list(PRESETS)
 
 
+def longest_edge(shortest: int) -> int:
+    """The limit of the longer edge that goes with a shorter one: 4:3, as photos are."""
+    return round(shortest * 4 / 3)
+
+
+def image_size(shortest: int) -> dict[str, int]:
+    """Overrides for `make_config`: the image's shorter edge in pixels, in training and testing."""
+    longest = longest_edge(shortest)
+    return {
+        "train_short_edge": shortest,
+        "train_max_edge": longest,
+        "test_short_edge": shortest,
+        "test_max_edge": longest,
+    }
+
+
 def make_config(name: str, **overrides: Any) -> ModelConfig:
     """The preset `name` with some fields changed.
 

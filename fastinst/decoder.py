@@ -70,14 +70,15 @@ class Attention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         inputs = (x + x_position, memory + memory_position, memory)
         query, key, value = (
-            F.linear(y, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            ops.linear(y, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for y, weight, bias in zip(inputs, weights, biases, strict=True)
         )
         if attend is None:
             out = ops.attention_to_queries(query, key, value)
         else:
             out = ops.masked_cross_attention(query, key, value, attend)
-        return self.norm(x + self.out_proj(out.transpose(1, 2).flatten(2)))
+        out = ops.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+        return self.norm(x + out)
 
 
 class FeedForward(nn.Module):
@@ -92,7 +93,8 @@ class FeedForward(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.linear2(F.relu(self.linear1(x))))
+        hidden = ops.linear(x, self.linear1.weight, self.linear1.bias, relu=True)
+        return self.norm(x + ops.linear(hidden, self.linear2.weight, self.linear2.bias))
 
 
 class DualPathLayer(nn.Module):
@@ -185,8 +187,11 @@ class DualPathDecoder(nn.Module):
         """The last head's class logits [B, N_a, K + 1] and mask logits [B, N_a, h, w] on p3's grid.
 
         Earlier heads only mask the attention.
+
+        p3: [B, C, h, w]
+        pixel_position: [1, h w, C]
         """
-        state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
+        state, num_guided = self._start(p3, queries)
         head = self.heads[0]
         for layer, next_head in zip(self.layers, self.heads[1:], strict=True):
             attend = head.attention_mask(state.queries[:, :num_guided], state.pixels)
@@ -197,7 +202,7 @@ class DualPathDecoder(nn.Module):
 
     def trace(self, p3: Tensor, pixel_position: Tensor, queries: Queries) -> Trace:
         """The same pass with every head's output and every state kept, for training."""
-        state, pixel_position, num_guided = self._start(p3, pixel_position, queries)
+        state, num_guided = self._start(p3, queries)
         trace = Trace([], [], [])
         for layer, head in zip([None, *self.layers], self.heads, strict=True):
             if layer is not None:
@@ -216,7 +221,6 @@ class DualPathDecoder(nn.Module):
 
         attend: where each of the N_a queries may look, see `ops.masked_cross_attention`
         """
-        pixel_position = pixel_position.flatten(2).transpose(1, 2)
         outputs = []
         for layer, head, state in zip(self.layers, self.heads[1:], trace.states[1:], strict=True):
             state = layer(state, queries.positions, pixel_position, attend)
@@ -224,6 +228,6 @@ class DualPathDecoder(nn.Module):
         return outputs
 
     @staticmethod
-    def _start(p3: Tensor, pixel_position: Tensor, queries: Queries) -> tuple[State, Tensor, int]:
-        pixels, pixel_position = (x.flatten(2).transpose(1, 2) for x in (p3, pixel_position))
-        return State(queries.features, pixels), pixel_position, queries.indices.shape[1]
+    def _start(p3: Tensor, queries: Queries) -> tuple[State, int]:
+        pixels = p3.flatten(2).transpose(1, 2)
+        return State(queries.features, pixels), queries.indices.shape[1]

@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 
-from fastinst.config import list_models, make_config
+from fastinst.config import image_size, list_models, make_config
 from fastinst.data.augment import Augmentation
 from fastinst.data.formats import load_splits
 from fastinst.data.loader import TrainingImages
@@ -42,7 +42,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--batch-size", type=int, default=16, help="of one process")
     add("--device", default="auto", help="whose memory the forecast is compared with")
     add("--output", default="runs/doctor", help="folder of contact_sheet.jpg")
-    add("--full", action="store_true", help=f"open all images, not {MOST_IMAGES:,} of each split")
+    few = f"examine every image, not only {MOST_IMAGES} of each split"
+    add("--check-all-images", action="store_true", help=few)
     args = parser.parse_args()
     for name in ("size", "batch_size"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
@@ -53,12 +54,8 @@ def parse_arguments() -> argparse.Namespace:
 def examine_data(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     train, val, without_val = load_splits(args.data, args.val, args.images)
-    options = {"num_classes": len(train.class_names)}
-    if args.size:
-        for kind in ("train", "test"):
-            options |= {f"{kind}_short_edge": args.size}
-            options |= {f"{kind}_max_edge": round(args.size * 4 / 3)}
-    config = make_config(args.model, **options)
+    size = image_size(args.size) if args.size else {}
+    config = make_config(args.model, num_classes=len(train.class_names), **size)
     report = examine(
         train,
         val,
@@ -66,7 +63,7 @@ def examine_data(args: argparse.Namespace) -> int:
         args.batch_size,
         device=device,
         amp=device.type == "cuda",  # as train.py has it by default
-        most_images=None if args.full else MOST_IMAGES,
+        most_images=None if args.check_all_images else MOST_IMAGES,
     )
     report.show(print)
     if val is None:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from fastinst.config import longest_edge
 from fastinst.data.augment import Augmentation
 from fastinst.data.formats import load_dataset
 from fastinst.data.images import read_reduced
-from fastinst.data.loader import EpochSampler, TrainingImages, collate
+from fastinst.data.loader import EpochSampler, TrainingImages
+from fastinst.data.workers import read_batches
 from fastinst.errors import run
 from fastinst.files import check_output_file, write_whole
 from fastinst.records import describe_machine, format_rows, print_machine, read_rows
@@ -55,7 +56,7 @@ def main() -> int:
     report = describe_machine(torch.device("cpu"))
     print_machine(report)
 
-    settings = Augmentation.for_size(args.size, round(args.size * 4 / 3))
+    settings = Augmentation.for_size(args.size, longest_edge(args.size))
     images = TrainingImages(load_dataset(args.data, args.split), settings, seed=0)
     rows = summarize(time_in_turn(images, args.seconds))
     print(f"\n{'ms per image':24}{'median':>10}{'p95':>10}{'images/s':>10}")
@@ -135,10 +136,9 @@ def summarize(times: dict[str, list[list[float]]]) -> list[dict]:
 
 
 def images_per_second(images: TrainingImages, workers: int, seconds: float) -> float:
-    """Of the loader that train.py makes, once its workers are running."""
+    """Of the batches that train.py reads, once its workers are running."""
     sampler = EpochSampler(len(images), BATCH_SIZE, seed=0)
-    loader = DataLoader(images, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
-    batches = iter(loader)
+    batches = read_batches(images, sampler, workers, pin_memory=False)
     for _ in range(3 * workers):  # what was made before, while nobody asked
         next(batches)
     start = time.perf_counter()

@@ -1,5 +1,6 @@
 """FastInst (arXiv 2303.08594): preprocess, forward, loss."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from fastinst.criterion import (
     proposal_loss,
 )
 from fastinst.decoder import DualPathDecoder
-from fastinst.errors import InputError
 from fastinst.matcher import match
 from fastinst.pixel_decoder import PixelDecoder
+from fastinst.preprocess import preprocess
 from fastinst.queries import ActivationGuidedQueries, PositionEmbedding, Queries
-from fastinst.targets import pad_targets, padded_size, to_device
+from fastinst.targets import pad_targets
 
 
 class FastInst(nn.Module):
@@ -43,45 +44,19 @@ class FastInst(nn.Module):
             dim, config.num_heads, config.ffn_dim, config.num_layers, config.num_classes
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.positions.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.positions.weight.dtype
+
     def preprocess(
         self, images: list[Tensor], at_least: tuple[int, int] = (1, 1)
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Normalises, then pads with zeros to the right and bottom to one size.
-
-        Args:
-            images: uint8 RGB tensors [3, h, w] of any sizes. They are not resized here: see
-                `fastinst.data.augment.resize_shortest_edge` for the sizes the models are made for
-            at_least: height and width that the batch has at least, for the size of other batches
-
-        Returns:
-            the batch [B, 3, H, W] in the model's dtype and device, H and W multiples of 32, and
-            each image's (height, width) in it
-
-        Raises:
-            InputError: no image, or one that is not uint8 [3, h, w], by its place in the list.
-        """
-        if len(images) == 0:
-            raise InputError("preprocess needs at least one image")
-        for i, image in enumerate(images):
-            if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-                raise InputError(
-                    f"image {i} must be a uint8 tensor [3, height, width], "
-                    f"got {image.dtype} {tuple(image.shape)}"
-                )
-            if 0 in image.shape:
-                raise InputError(f"image {i} has no pixels: {tuple(image.shape)}")
-        weight = self.positions.weight
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        statistics = torch.tensor(
-            [self.config.pixel_mean, self.config.pixel_std], dtype=exact, device="cpu"
-        )
-        mean, std = to_device(statistics, weight.device).view(2, 3, 1, 1)
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = padded_size(*map(max, zip(*sizes, at_least, strict=True)))
-        batch = weight.new_zeros(len(images), 3, height, width)
-        for padded, image, (h, w) in zip(batch, images, sizes, strict=True):
-            padded[:, :h, :w] = (to_device(image, weight.device).to(exact) - mean) / std
-        return batch, sizes
+        """`fastinst.preprocess.preprocess` in the model's dtype, on its device."""
+        return preprocess(images, self.config, self.device, self.dtype, at_least)
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
         """A batch of `preprocess` to predictions.
@@ -91,9 +66,27 @@ class FastInst(nn.Module):
             logits; query_indices [B, Q] int64, the row-major pixels of p4 that the queries come
             from, ascending. Q is 100, or the number of p4's pixels if that is less.
         """
-        p3, pixel_position, queries = self._encode(batch)
-        logits, masks = self.decoder(p3, pixel_position, queries)
-        return {"pred_logits": logits, "pred_masks": masks, "query_indices": queries.indices}
+        for _, result in self.stages(batch):  # each is let go when the next is there
+            outputs = result
+        return outputs
+
+    def stages(self, batch: Tensor) -> Iterator[tuple[str, Any]]:
+        """`forward` step by step: yields each stage's name as it ends, with its result.
+
+        These are "backbone" with (res3, res4, res5), "pixel decoder" with p3, and "decoder", which
+        counts the choice of queries, with what `forward` returns.
+        """
+        features = self.backbone(batch)
+        yield "backbone", features
+        p3, p4, _ = self.pixel_decoder(features)
+        del features
+        yield "pixel decoder", p3
+        queries = self.queries(p4, self.positions(p4.shape[2:]))
+        logits, masks = self.decoder(p3, self.positions.tokens(p3.shape[2:]), queries)
+        yield (
+            "decoder",
+            {"pred_logits": logits, "pred_masks": masks, "query_indices": queries.indices},
+        )
 
     def loss(
         self,
@@ -147,10 +140,10 @@ class FastInst(nn.Module):
         return losses | {"loss_proposal": proposal}
 
     def _encode(self, batch: Tensor) -> tuple[Tensor, Tensor, Queries]:
-        """p3 [B, C, h, w], its position map [1, C, h, w], and the queries."""
+        """p3 [B, C, h, w], the positions of its pixels [1, h w, C], and the queries."""
         p3, p4, _ = self.pixel_decoder(self.backbone(batch))
         queries = self.queries(p4, self.positions(p4.shape[2:]))
-        return p3, self.positions(p3.shape[2:]), queries
+        return p3, self.positions.tokens(p3.shape[2:]), queries
 
 
 def create_model(name: str, num_classes: int = 80, **overrides: Any) -> FastInst:

@@ -10,6 +10,9 @@ from fastinst.ops import active_kernels
 from fastinst.rivals import CASES, Case
 from fastinst.timing import measure_in_turn
 
+CSV_HEADER = (
+    "date,machine,device,torch,threads,commit,command,op,case,dtype,rival,median_ms,p95_ms,ratio"
+)
 # A GPU's second-level cache is as large as an operator's inputs. So many sets of them, used one
 # after the other, are not found in it, as in the model.
 CUDA_COPIES = 8
@@ -100,3 +103,10 @@ def print_case(entry: dict) -> None:
         print(f"  {rival:38}{row['median_ms']:10.3f} ms{row['p95_ms']:10.3f} p95{ratio}{bits}")
     for rival, reason in entry["skipped"].items():
         print(f"  {rival:38}skipped: {reason}")
+
+
+def rows(report: dict) -> Iterator[dict]:
+    """Those of the CSV: one for each rival of each case."""
+    for entry in report["cases"]:
+        for rival, numbers in entry["rivals"].items():
+            yield report | entry | numbers | {"rival": rival}

@@ -74,28 +74,28 @@ def draw_panels(panels: Sequence[Panel], title: str, x_label: str) -> Image.Imag
     height = _TOP + headers + sum(panel.height for panel in panels) + _BOTTOM
     picture = Image.new("RGB", (_WIDTH, height), _PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((_LEFT, 36), title, INK, _font(24), anchor="lm")
+    draw.text((_LEFT, 36), title, INK, font(24), anchor="lm")
 
     y = _TOP
     for panel, rows in zip(panels, legends, strict=True):
-        draw.text((_LEFT, y + 8), panel.title, INK, _font(18), anchor="lm")
+        draw.text((_LEFT, y + 8), panel.title, INK, font(18), anchor="lm")
         for row in rows:
             for place, line in row:
                 draw.line((place, y + 8, place + 20, y + 8), line.colour, 4)
-                draw.text((place + 28, y + 8), line.label, INK, _font(15), anchor="lm")
+                draw.text((place + 28, y + 8), line.label, INK, font(15), anchor="lm")
             y += _ROW
         picture.paste(_plot(panel, left, right), (_LEFT, y))
         ticks = panel.ticks()
         for row, text in zip(panel.rows(ticks), format_ticks(ticks), strict=True):
-            draw.text((_LEFT - 10, y + row), text, _GREY, _font(15), anchor="rm")
+            draw.text((_LEFT - 10, y + row), text, _GREY, font(15), anchor="rm")
         y += panel.height + _GAP
     y -= _GAP
 
     ticks = nice_ticks(left, right, 10)
     for tick, text in zip(ticks, format_ticks(ticks), strict=True):
         place = _LEFT + (tick - left) / (right - left) * _PLOT_WIDTH
-        draw.text((place, y + 18), text, _GREY, _font(15), anchor="mm")
-    draw.text((_LEFT + _PLOT_WIDTH / 2, y + 44), x_label, _GREY, _font(15), anchor="mm")
+        draw.text((place, y + 18), text, _GREY, font(15), anchor="mm")
+    draw.text((_LEFT + _PLOT_WIDTH / 2, y + 44), x_label, _GREY, font(15), anchor="mm")
     return picture
 
 
@@ -137,17 +137,17 @@ def format_ticks(ticks: np.ndarray) -> list[str]:
     return [f"{number}e{int(power)}" if float(number) else "0" for number, _, power in texts]
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont:
+def font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
 def _arrange_legend(panel: Panel) -> list[list[tuple[float, Line]]]:
     """Rows of entries, each with its left edge, right of the title; at least one row."""
-    start = _LEFT + _font(18).getlength(panel.title) + 32
+    start = _LEFT + font(18).getlength(panel.title) + 32
     rows, place = [[]], start
     for line in panel.lines:
         if line.label is not None:
-            width = 28 + _font(15).getlength(line.label) + 28
+            width = 28 + font(15).getlength(line.label) + 28
             if place + width > _WIDTH and rows[-1]:
                 rows.append([])
                 place = start

@@ -36,6 +36,10 @@ class PositionEmbedding(nn.Module):
         """[1, C, *size]."""
         return resize(self.weight, size)
 
+    def tokens(self, size: tuple[int, int] | torch.Size) -> Tensor:
+        """The same, row by row: [1, h w, C]."""
+        return self(size).flatten(2).transpose(1, 2)
+
 
 class ActivationGuidedQueries(nn.Module):
     """Picks the pixels of p4 that look most like the instances' own, one class map each."""

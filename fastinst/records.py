@@ -22,23 +22,72 @@ from fastinst.errors import InputError
 def describe_machine(device: torch.device) -> dict:
     """Date, command, commit, machine and software of this run."""
     cuda = device.type == "cuda"
-    info = Path("/proc/cpuinfo")
-    cpu = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     # With "-dirty" if tracked files have changed since; empty without git.
     git = f"git -C {shlex.quote(str(Path(__file__).parent))} describe --always --dirty --abbrev=7"
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": describe_command(sys.argv),
         "commit": subprocess.getoutput(f"{git} --exclude='*' 2>/dev/null"),
-        "machine": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{_cpuinfo('model name') or platform.machine()}, {os.cpu_count()} cores",
+        "isa": _instruction_sets(),
+        "governor": governor.read_text().strip() if governor.exists() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "gpu": describe_gpu(device) if cuda else None,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
+        "libraries": _libraries(),
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "ops": ops.active_kernels(device.type),
     }
+
+
+def query_gpu(device: torch.device, columns: str) -> subprocess.Popen | None:
+    """nvidia-smi's answer about a GPU, to be read from its output; None without nvidia-smi."""
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    command = ["nvidia-smi", "-i", uuid, f"--query-gpu={columns}", "--format=csv,noheader"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    try:
+        return subprocess.Popen(command, **pipes)
+    except OSError:
+        return None
+
+
+def describe_gpu(device: torch.device) -> dict[str, str]:
+    """What nvidia-smi knows of a GPU: empty without it."""
+    columns = ("driver_version", "power.limit", "clocks.max.sm", "temperature.gpu")
+    query = query_gpu(device, ",".join(columns))
+    values = query.communicate()[0].strip().split(", ") if query else []
+    return dict(zip(columns, values, strict=True)) if len(values) == len(columns) else {}
+
+
+def _cpuinfo(field: str) -> str:
+    path = Path("/proc/cpuinfo")
+    found = re.search(rf"^{field}\s*: (.*)", path.read_text(), re.M) if path.exists() else None
+    return found[1] if found else ""
+
+
+def _instruction_sets() -> str:
+    """What PyTorch's kernels use of the CPU, and what it has beside that for 16-bit products."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    wide = ("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "asimdhp", "sve", "bf16")
+    present = [flag for flag in wide if flag in flags]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *present])
+
+
+def _libraries() -> str:
+    """Those of matrix products and convolutions that PyTorch was built with."""
+    text = torch.__config__.show()
+    found = (
+        ("oneMKL", re.search(r"Math Kernel Library Version (\d[\d.]*)", text)),
+        ("OpenBLAS", re.search(r"OpenBLAS.*?(\d+\.[\d.]+)", text)),
+        ("oneDNN", re.search(r"MKL-DNN v([\d.]+)", text)),
+    )
+    return ", ".join(f"{name} {match[1]}" for name, match in found if match)
 
 
 def describe_command(argv: list[str]) -> str:
@@ -52,9 +101,14 @@ def describe_command(argv: list[str]) -> str:
 
 
 def print_machine(report: dict) -> None:
-    for key in ("machine", "device", "threads", "commit"):
+    clock = f", governor {report['governor']}" if report["governor"] else ""
+    print(f"machine: {report['machine']}, {report['isa']}{clock}, {report['system']}")
+    gpu = "".join(f", {name} {value}" for name, value in (report["gpu"] or {}).items())
+    print(f"device: {report['device']}{gpu}")
+    for key in ("threads", "commit"):
         print(f"{key}: {report[key]}")
-    print(f"torch: {report['torch']}, CUDA {report['cuda']}, cuDNN {report['cudnn']}")
+    cuda = f", CUDA {report['cuda']}, cuDNN {report['cudnn']}" if report["cuda"] else ""
+    print(f"torch: {report['torch']}, Python {report['python']}, {report['libraries']}{cuda}")
     for kind in ("compiled", "reference"):
         names = [name for name, kernel in report["ops"].items() if kernel == kind]
         if names:

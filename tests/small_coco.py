@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from fastinst.preprocess import preprocess
 from fastinst.weights import CheckpointInfo
 
 NAMES = ("red", "green", "blue")
@@ -83,36 +84,42 @@ class ColourModel(nn.Module):
     Red is found with a probability of 0.9, green with 0.6, blue with 0.3.
     """
 
+    device, dtype = torch.device("cpu"), torch.float32
+
     def __init__(self, num_classes=3):
         super().__init__()
         self.config = SimpleNamespace(
-            name="colour", num_classes=num_classes, test_short_edge=64, test_max_edge=96
+            name="colour",
+            num_classes=num_classes,
+            test_short_edge=64,
+            test_max_edge=96,
+            pixel_mean=(0.0, 0.0, 0.0),
+            pixel_std=(255.0, 255.0, 255.0),
         )
 
     def preprocess(self, images):
-        (image,) = images
-        height, width = image.shape[1:]
-        batch = image[None].float() / 255
-        return F.pad(batch, (0, -width % 32, 0, -height % 32)), [(height, width)]
+        return preprocess(images, self.config, self.device, self.dtype)
 
     def forward(self, batch):
-        masks = 40 * F.avg_pool2d(batch, 8) - 20  # [1, 3, H/8, W/8], +-20
-        present = masks.flatten(2).amax(2)[0] > 0
-        classes = torch.full((3, self.config.num_classes + 1), 1e-6)
+        masks = 40 * F.avg_pool2d(batch, 8) - 20  # [B, 3, H/8, W/8], +-20
+        present = masks.flatten(2).amax(2) > 0  # [B, 3]
+        classes = torch.full((len(batch), 3, self.config.num_classes + 1), 1e-6)
         for query, probability in enumerate((0.9, 0.6, 0.3)):
-            classes[query, query] = probability if present[query] else 1e-6
-            classes[query, -1] = 1 - classes[query, :-1].sum()
-        return {"pred_logits": classes.log()[None], "pred_masks": masks}
+            found = torch.where(present[:, query], probability, 1e-6)
+            classes[:, query, query] = found
+            classes[:, query, -1] = 1 - classes[:, query, :-1].sum(-1)
+        return {"pred_logits": classes.log(), "pred_masks": masks}
 
 
-def load_colour_model(source, device):
-    return ColourModel().to(device), CheckpointInfo("colour", NAMES, CATEGORY_IDS)
+def load_colour_model(source, device="cpu"):
+    return ColourModel(), CheckpointInfo("colour", NAMES, CATEGORY_IDS)
 
 
 def program_runner(monkeypatch, capsys, program, *always):
     """Runs a program, by default with `ColourModel`: (arguments) -> (exit code, stdout, stderr)."""
 
     def run(*arguments, load_model=load_colour_model):
+        monkeypatch.setattr("fastinst.networks.load_model", load_model)
         monkeypatch.setattr("fastinst.weights.load_model", load_model)
         monkeypatch.setattr(sys, "argv", [program.name, *map(str, (*arguments, *always))])
         with pytest.raises(SystemExit) as exit_:

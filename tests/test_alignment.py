@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fastinst.data.dataset import Annotation, Dataset, ImageRecord
-from fastinst.examination.alignment import ABOVE_CHANCE, FEWEST_IMAGES, alignment, measure_alignment
+from fastinst.examination.alignment import ABOVE_CHANCE, FEWEST_IMAGES, measure_alignment
 
 HEIGHT, WIDTH = 96, 128
 
@@ -66,12 +66,12 @@ def test_masks_on_their_images(dataset):
 
 def test_masks_on_other_images(dataset):
     shuffled = with_annotations_of(dataset, np.roll(np.arange(24), 5))
-    assert alignment(shuffled) < ABOVE_CHANCE - 0.1
+    assert measure_alignment(shuffled).score < ABOVE_CHANCE - 0.1
 
 
 @pytest.mark.parametrize("move", [lambda p: (WIDTH, 0) - p * (1, -1), lambda p: p / 2])
 def test_masks_that_are_mirrored_or_of_another_size(dataset, move):
-    assert alignment(moved(dataset, move)) < ABOVE_CHANCE
+    assert measure_alignment(moved(dataset, move)).score < ABOVE_CHANCE
 
 
 def test_two_images_that_were_mixed_up_are_named(dataset):
@@ -84,7 +84,7 @@ def test_two_images_that_were_mixed_up_are_named(dataset):
 
 def test_too_few_images_unreadable_ones_and_crowds_are_no_evidence(dataset, tmp_path):
     few = replace(dataset, images=dataset.images[: FEWEST_IMAGES - 1])
-    assert alignment(few) is None
+    assert measure_alignment(few) is None
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = replace(dataset.images[20], path=tmp_path / "broken.png")
     crowd = replace(
@@ -92,7 +92,7 @@ def test_too_few_images_unreadable_ones_and_crowds_are_no_evidence(dataset, tmp_
         annotations=tuple(replace(a, iscrowd=True) for a in dataset.images[21].annotations),
     )
     images = (*few.images, broken, crowd)
-    assert alignment(replace(dataset, images=images)) is None
+    assert measure_alignment(replace(dataset, images=images)) is None
     measured = measure_alignment(replace(dataset, images=(*images, dataset.images[22])))
     assert measured.compared == FEWEST_IMAGES
 
@@ -100,11 +100,11 @@ def test_too_few_images_unreadable_ones_and_crowds_are_no_evidence(dataset, tmp_
 def test_flat_images_say_nothing(dataset, tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT), "grey").save(tmp_path / "flat.png")
     flat = tuple(replace(record, path=tmp_path / "flat.png") for record in dataset.images)
-    assert alignment(replace(dataset, images=flat)) == 0.5
+    assert measure_alignment(replace(dataset, images=flat)).score == 0.5
 
 
 def test_the_sample_is_bounded_and_chosen_by_the_seed(dataset):
     assert measure_alignment(dataset, most_images=10).compared == 10
     shuffled = with_annotations_of(dataset, np.roll(np.arange(24), 5))
-    scores = [alignment(shuffled, most_images=10, seed=seed) for seed in (0, 0, 1)]
+    scores = [measure_alignment(shuffled, 10, seed).score for seed in (0, 0, 1)]
     assert scores[0] == scores[1] != scores[2]

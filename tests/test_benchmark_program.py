@@ -1,3 +1,5 @@
+"""benchmark.py: what it prints and writes, of models and of operators."""
+
 import csv
 import importlib.util
 import json
@@ -8,23 +10,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
+from small_coco import write_coco
 
+import fastinst.benchmarking.cost
 import fastinst.op_timing
-import fastinst.results
-from fastinst import create_model, ops, rivals, timing
+from fastinst import create_model, ops, rivals
+from fastinst.benchmarking import measurement
+from fastinst.benchmarking.report import CSV_HEADER
 from fastinst.errors import run
 from fastinst.weights import save_checkpoint
 
 PROGRAM = Path(__file__).parents[1] / "benchmark.py"
 NAME = "fastinst-d1-r18-192"
 TINY = {"hidden_dim": 64, "num_heads": 2, "ffn_dim": 32, "test_short_edge": 64, "test_max_edge": 96}
+STAGES = ("resize", "preprocess", "backbone", "pixel decoder", "decoder", "read-out", "download")
 
 
-def tiny_model(name=NAME):
-    return create_model(name, **TINY)
+def tiny_model(name=NAME, num_classes=80):
+    return create_model(name, num_classes=num_classes, **TINY)
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def benchmark(monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "create_model", tiny_model)
+    monkeypatch.setattr(fastinst.benchmarking.cost, "create_model", tiny_model)
     return module
 
 
@@ -51,146 +55,146 @@ def program(benchmark, monkeypatch, capsys):
     return start
 
 
-SHORT = ("--device", "cpu", "--height", 50, "--width", 70, "--warmup", 1, "--iterations", 2)
+QUICK = ("--device", "cpu", "--warmup", 1, "--iterations", 2)
+SHORT = (*QUICK, "--height", 50, "--width", 70)
 
 
-def images(*sizes):
-    rng = np.random.default_rng(1)
-    return [rng.integers(256, size=(*size, 3), dtype=np.uint8) for size in sizes]
-
-
-@torch.inference_mode()
-def test_random_weights_read_out_every_query(benchmark, monkeypatch):
-    read = []
-
-    def count(masks, *sizes):
-        read.append(len(masks))
-        return ops.read_out_masks(masks, *sizes)
-
-    monkeypatch.setattr(fastinst.results, "ops", SimpleNamespace(read_out_masks=count))
-    monkeypatch.setattr(benchmark, "create_model", create_model)
-    for model in (create_model(NAME), benchmark.random_model(NAME)):
-        dict(timing.staged(model.eval(), images((48, 64))))
-    assert read[0] < read[1] == 100
-
-
-@torch.inference_mode()
-def test_random_weights_fit_float16(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, "create_model", create_model)
-    model = benchmark.random_model("fastinst-d3-r101-640").eval()
-    batch, _ = model.preprocess([torch.from_numpy(images((64, 64))[0]).permute(2, 0, 1)])
-    assert max(feature.abs().max() for feature in model.backbone(batch)) < 6e3
-
-
-def test_flops_of_our_operators(benchmark):
-    """They count as the convolution and the two products that they stand for."""
-
-    def count(function, *args):
-        with FlopCounterMode(display=False, custom_mapping=benchmark.FLOPS) as counter:
-            function(*(torch.empty(shape, device="meta") for shape in args))
-        return counter.get_total_flops()
-
-    shapes = (2, 6, 9, 8), (5, 6, 3, 3)
-    plain = count(lambda x, w: F.conv2d(x, w, stride=2, padding=1), *shapes)
-    deformable = count(
-        lambda x, w, o: ops.deform_conv2d(x, o, w, stride=2, padding=1), *shapes, (2, 18, 5, 4)
+def test_what_is_printed_and_written(program, tmp_path):
+    numbers, table, picture = (
+        tmp_path / "new" / "speed.json",
+        tmp_path / "a.csv",
+        tmp_path / "a.png",
     )
-    assert deformable == plain > 0
-
-    shapes = (2, 3, 7, 4), (2, 3, 11, 4), (2, 3, 11, 4)
-    plain = count(lambda q, k, v: (q @ k.transpose(2, 3)) @ v, *shapes)
-    masked = count(
-        lambda q, k, v, a: ops.masked_cross_attention(q, k, v, a > 0), *shapes, (2, 6, 11)
-    )
-    assert masked == plain > 0
-    assert count(ops.attention_to_queries, *shapes) == plain
-
-    shapes = (2, 5, 8), (2, 11, 8), (2, 5)
-    plain = count(lambda e, x, b: e @ x.transpose(1, 2), *shapes)
-    assert count(ops.attention_mask, *shapes) == plain > 0
-
-
-def test_active_kernels_see_an_override():
-    """On a device that has no kernels of ours, whatever is built here."""
-    before, others = ops.active_kernels("mps"), ops.active_kernels("cpu")
-    assert {"deform_conv2d", "masked_cross_attention", "read_out_masks"} < before.keys()
-    assert set(before.values()) == {"reference"}
-    with torch.library._scoped_library("fastinst", "IMPL") as library:
-        library.impl("select_queries", lambda *args: None, "MPS")
-        assert ops.active_kernels("mps") == before | {"select_queries": "compiled"}
-        assert ops.active_kernels("cpu") == others
-    assert ops.active_kernels("mps") == before
-
-
-def test_json_and_csv(program, tmp_path):
-    numbers, rows = tmp_path / "new" / "speed.json", tmp_path / "cpu.csv"
-    code, out, err = program(NAME, *SHORT, "--json", numbers, "--csv", rows)
+    code, out, err = program(NAME, *SHORT, "--json", numbers, "--csv", table, "--plot", picture)
     assert code == 0, err
-    assert "protocol: paper" in out and "images per second" in out and "ops: " in out
+    assert "protocol: paper" in out and "engine-float32: float32 on cpu; convolutions" in out
     report = json.loads(numbers.read_text())
     assert report["protocol"] == "paper" and not report["interrupted"]
-    assert (report["batch"], report["dtype"]) == (1, "float32")
     assert report["ops"] == ops.active_kernels("cpu")
-    assert report["threads"] == torch.get_num_threads()
-    [entry] = report["models"]
-    assert (entry["model"], entry["weights"], entry["input"]) == (NAME, "random", [64, 96])
-    assert entry["parameters"] == sum(p.numel() for p in tiny_model().parameters())
-    assert entry["flops"] > 1e6 and entry["peak_memory_bytes"] > 2**20
+    assert report["threads"] == torch.get_num_threads() and report["isa"] and report["libraries"]
+    [case] = report["cases"]
+    assert (case["model"], case["weights"], case["input"]) == (NAME, "random", [64, 96])
+    assert case["batch"] == 1 and not case["interrupted"] and case["flops"] > 1e6
+    [entry] = case["variants"]
+    assert (entry["variant"], entry["dtype"], entry["ap"]) == ("engine-float32", "float32", None)
     assert (entry["warmup_runs"], entry["runs"], entry["stable"]) == (1, 2, False)
-    assert tuple(entry["stages"]) == (*timing.STAGES, "end to end")
+    assert tuple(entry["stages"]) == (*STAGES, "end to end")
     end = entry["stages"]["end to end"]
-    assert end["fps"] == pytest.approx(1000 / end["mean_ms"])
+    assert end["fps"] == pytest.approx(1000 / end["mean_ms"]) and end["ratio"] is None
     assert 0 < end["median_ms"] <= end["p95_ms"] <= end["p99_ms"]
 
-    first = rows.read_text()
-    assert program(NAME, *SHORT, "--csv", rows, "--batch-size", 2, "--dtype", "bfloat16")[0] == 0
-    assert rows.read_text().startswith(first)
-    table = list(csv.DictReader(rows.open(newline="")))
-    assert [row["stage"] for row in table] == [*timing.STAGES, "end to end"] * 2
-    assert {(row["batch"], row["dtype"]) for row in table[8:]} == {("2", "bfloat16")}
-    assert float(table[7]["fps"]) == pytest.approx(end["fps"], abs=1e-3)
-    assert (table[0]["height"], table[0]["width"], table[0]["model"]) == ("50", "70", NAME)
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert [row["stage"] for row in rows] == [*STAGES, "end to end"]
+    assert ",".join(rows[0]) == CSV_HEADER
+    assert float(rows[-1]["median_ms"]) == pytest.approx(end["median_ms"], abs=1e-4)
+    assert (rows[0]["height"], rows[0]["width"], rows[0]["input"]) == ("50", "70", "64x96")
+    with Image.open(picture) as image:
+        assert image.width == 1200 and len(image.getcolors(1 << 20)) > 20
 
 
-@pytest.mark.parametrize("protocol", ["paper", "application"])
+def test_compare(program, benchmark, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "default_variants", lambda device: ["release", "engine-float32"])
+    numbers = tmp_path / "speed.json"
+    code, out, err = program(NAME, "--compare", *SHORT, "--json", numbers)
+    assert code == 0, err
+    release, engine = json.loads(numbers.read_text())["cases"][0]["variants"]
+    medians = [entry["stages"]["end to end"]["median_ms"] for entry in (release, engine)]
+    ratio = engine["stages"]["end to end"]["ratio"]
+    assert ratio == pytest.approx(medians[0] / medians[1])
+    assert release["stages"]["decoder"]["ratio"] == 1
+    titles, *lines = out.splitlines()[-3:]
+    assert titles.split()[:4] == ["model", "batch", "input", "variant"] and "V100" not in titles
+    assert "1.00x" in lines[0] and f"{ratio:.2f}x" in lines[1]
+
+
+def test_sweep(program, tmp_path):
+    """Each size with each number of images; the longer edge keeps its proportion."""
+    table = tmp_path / "a.csv"
+    table.write_text(CSV_HEADER + "\nold\n")
+    options = ("--variants", "plain", "--size", 64, 128, "--batch-size", 1, 2, "--csv", table)
+    code, out, err = program(NAME, *QUICK, "--height", 32, "--width", 64, *options)
+    assert code == 0, err
+    assert table.read_text().startswith(CSV_HEADER + "\nold\n")
+    rows = list(csv.DictReader(table.open(newline="")))[1:]
+    found = [(row["input"], row["batch"]) for row in rows if row["stage"] == "end to end"]
+    assert found == [("64x96", "1"), ("64x96", "2"), ("96x192", "1"), ("96x192", "2")]
+
+
+@pytest.mark.parametrize("protocol", ["paper", "deploy"])
 def test_protocols(program, monkeypatch, protocol):
     given = []
 
-    def spy(model, originals, resized):
-        given.append(resized is not None)
-        return whole(model, originals, resized)
+    def spy(variant, originals, name):
+        given.append((name, variant.dtype))
+        return time_whole(variant, originals, name)
 
-    whole = timing.whole
-    monkeypatch.setattr(timing, "whole", spy)
-    code, out, err = program(NAME, *SHORT, "--protocol", protocol)
+    time_whole = measurement.time_whole
+    monkeypatch.setattr(measurement, "time_whole", spy)
+    code, out, err = program(NAME, *SHORT, "--protocol", protocol, "--dtype", "float32")
     assert code == 0, err
-    assert given == [protocol == "paper"] * 3  # one of warming up and two that are measured
+    assert given == [(protocol, "float32")] * 3  # one of warming up and two that are measured
     outside = [line.split()[0] for line in out.splitlines() if "not in end to end" in line]
     assert outside == (["resize", "download"] if protocol == "paper" else [])
+
+
+@pytest.mark.parametrize(("protocol", "dtype"), [("paper", "float32"), ("deploy", "bfloat16")])
+def test_default_dtype(program, benchmark, monkeypatch, protocol, dtype):
+    auto = {"auto": torch.bfloat16, "float32": torch.float32}
+    monkeypatch.setattr(benchmark, "choose_dtype", lambda name, device: auto[name])
+    code, out, err = program(NAME, *SHORT, "--protocol", protocol)
+    assert code == 0, err
+    assert f"engine-{dtype}" in out.splitlines()[-1]
 
 
 def test_checkpoint_and_folder_of_images(program, tmp_path):
     checkpoint, folder = tmp_path / "best.pt", tmp_path / "my images"
     save_checkpoint(checkpoint, tiny_model(), None, None)
     folder.mkdir()
-    for i, image in enumerate(images((50, 70), (90, 40))):
-        Image.fromarray(image).save(folder / f"{i}.png")
+    rng = np.random.default_rng(1)
+    for i, size in enumerate(((50, 70), (90, 40))):
+        pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
     numbers = tmp_path / "speed.json"
-    options = ("--images", folder, "--device", "cpu", "--warmup", 0, "--iterations", 3)
-    code, _, err = program(checkpoint, *options, "--json", numbers)
+    code, _, err = program(checkpoint, "--images", folder, *QUICK, "--json", numbers)
     assert code == 0, err
     report = json.loads(numbers.read_text())
     assert (report["images"], report["height"]) == (str(folder), None)
-    assert report["models"][0]["weights"] == str(checkpoint)
+    assert report["cases"][0]["weights"] == "best.pt"
 
 
-def test_paper_table(program, benchmark, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "create_model", lambda name: tiny_model(NAME))
+def test_paper_table(program, benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "PAPER_FPS", {NAME: 53.8})
+    monkeypatch.setattr(fastinst.benchmarking.report, "PAPER_FPS", {NAME: 53.8})
     code, out, err = program("--paper-table", *SHORT)
     assert code == 0, err
-    name, paper, here = out.splitlines()[-1].split()
-    assert (name, paper) == (NAME, "53.8") and float(here) > 0
+    assert out.splitlines()[-1].split()[0] == NAME and out.splitlines()[-1].endswith(" 53.8")
+
+
+def test_ap_is_of_what_is_timed(program, benchmark, monkeypatch, tmp_path):
+    checkpoint, timed, judged = tmp_path / "best.pt", [], []
+    save_checkpoint(checkpoint, tiny_model(num_classes=3), ("red", "green", "blue"), (3, 7, 20))
+    write_coco(tmp_path / "data", [[(0, 0, 0, 32, 32)], [(1, 40, 8, 64, 40)]])
+
+    def spy(variant, *args):
+        timed.append(variant.predictor)
+        return time_whole(variant, *args)
+
+    def evaluate_and_note(predictor, dataset, **options):
+        judged.append(predictor)
+        assert predictor.class_names == ("red", "green", "blue") and options == {"max_images": 1}
+        evaluator = evaluate(predictor, dataset, **options)
+        assert evaluator.summarize()["images"] == 1
+        return SimpleNamespace(summarize=lambda: {"AP": 12.3})
+
+    time_whole, evaluate = measurement.time_whole, benchmark.evaluate
+    monkeypatch.setattr(measurement, "time_whole", spy)
+    monkeypatch.setattr(benchmark, "evaluate", evaluate_and_note)
+    options = ("--data", tmp_path / "data", "--max-images", 1, "--variants", "plain", "release")
+    code, out, err = program(checkpoint, *SHORT, *options)
+    assert code == 0, err
+    assert len(judged) == 1 and judged[0] is timed[0]
+    lines = out.splitlines()
+    assert "AP" in lines[-3].split() and "12.30" in lines[-2] and "12.30" not in lines[-1]
 
 
 @pytest.fixture
@@ -236,9 +240,7 @@ def test_ops(program, two_cases, tmp_path):
     assert row["ratio"] == "" and row["command"].startswith("python benchmark.py --ops")
 
 
-def test_an_interrupt_keeps_the_cases_that_were_measured(
-    program, benchmark, two_cases, tmp_path, monkeypatch
-):
+def test_an_interrupt_keeps_the_cases_that_were_measured(program, two_cases, tmp_path, monkeypatch):
     path, kept = tmp_path / "ops.csv", []
 
     def interrupted(entry):
@@ -246,48 +248,63 @@ def test_an_interrupt_keeps_the_cases_that_were_measured(
         if len(kept) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "print_case", interrupted)
+    monkeypatch.setattr(fastinst.op_timing, "print_case", interrupted)
     code, _, err = program(*OPS, "--csv", path)
     assert code == 130 and "interrupted" in err
     assert [*kept, path.read_text().count("\n")] == [0, 3, 5]
 
 
-def test_an_interrupt_keeps_what_was_measured(program, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("after", "kept"), [(1, []), (5, [(1, 2), (2, 1)]), (6, [(1, 2), (2, 2)])])
+def test_an_interrupt_keeps_what_was_measured(program, monkeypatch, tmp_path, after, kept):
+    """Of cases of three runs, the first to warm up. The CSV is for whole ones."""
     calls = []
 
     def interrupted(*args):
         calls.append(args)
-        if len(calls) == 4:  # after one of warming up and two that are measured
+        if len(calls) > after:
             raise KeyboardInterrupt
-        return whole(*args)
+        return time_whole(*args)
 
-    whole = timing.whole
-    monkeypatch.setattr(timing, "whole", interrupted)
-    numbers, rows = tmp_path / "speed.json", tmp_path / "cpu.csv"
-    code, out, err = program(NAME, *SHORT[:-1], 9, "--json", numbers, "--csv", rows)
+    time_whole = measurement.time_whole
+    monkeypatch.setattr(measurement, "time_whole", interrupted)
+    numbers, table = tmp_path / "speed.json", tmp_path / "a.csv"
+    files = ("--json", numbers, "--csv", table, "--plot", tmp_path / "a.png")
+    code, out, err = program(NAME, *SHORT, "--batch-size", 1, 2, 3, *files)
     assert code == 130 and "interrupted" in err
     report = json.loads(numbers.read_text())
-    assert report["interrupted"] and report["models"][0]["runs"] == 2
-    assert "2 runs after 1" in out and not rows.exists()
+    assert report["interrupted"]
+    assert kept == [(case["batch"], case["variants"][0]["runs"]) for case in report["cases"]]
+    batches = {row["batch"] for row in csv.DictReader(table.open(newline=""))}
+    assert batches == {str(batch) for batch, runs in kept if runs == 2}
+    assert (tmp_path / "a.png").exists() == bool(kept)
 
 
-def test_bad_input(program, benchmark, tmp_path):
+def test_bad_input(program, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "models.csv").write_text(benchmark.CSV_HEADER + "\n")
+    (tmp_path / "models.csv").write_text(CSV_HEADER + "\n")
     for arguments, message in (
         (["fastinst-d9"], "neither a file nor a model; the models are fastinst-d1-r50-576"),
         ([], "either a model or --paper-table"),
         ([NAME, "--paper-table"], "either a model or --paper-table"),
         ([NAME, "--ops"], "either a model or --paper-table or --ops"),
         (["--ops", "--height", 9], "--height is for models, not for --ops"),
+        (["--ops", "--compare"], "--compare is for models, not for --ops"),
+        (["--ops", "--plot", "a.png"], "--plot is for models, not for --ops"),
         (["--ops", "--only", "mul"], "invalid choice: 'mul'"),
         ([NAME, "--only", "attention_mask"], "--only is for --ops"),
         (["--ops", "--csv", tmp_path / "models.csv"], "does not have the columns"),
         ([NAME, "--iterations", 0], "--iterations must be positive"),
         ([NAME, "--iterations", 1, "--seconds", 1], "not allowed with"),
         ([NAME, "--warmup", -1], "--warmup must not be negative"),
-        ([NAME, "--batch-size", 0], "--batch-size must be positive"),
+        ([NAME, "--batch-size", 2, 0], "--batch-size must be positive"),
+        ([NAME, "--size", 0], "--size must be positive"),
+        ([NAME, "--variants", "fast"], "invalid choice: 'fast'"),
+        ([NAME, "--variants", "plain", "--compare"], "give one of --compare, --variants and"),
+        ([NAME, "--dtype", "float16", "--compare"], "give one of --compare, --variants and"),
+        ([NAME, "--dtype", "int4"], "unknown dtype 'int4'"),
+        ([NAME, "--data", tmp_path / "none"], "none"),
+        (["exported.onnx", "--compare"], "exported.onnx is measured as it was exported"),
         ([NAME, "--device", "abacus"], "abacus"),
         ([NAME, "--device", "meta"], "cannot time 'meta'"),
         ([NAME, "--images", tmp_path / "none"], "no such folder"),

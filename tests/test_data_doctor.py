@@ -1,9 +1,5 @@
 """What the doctor finds in a data set: each trouble put in on purpose, and named."""
 
-import json
-import shlex
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -291,38 +287,3 @@ def test_areas_and_boxes_are_those_of_the_masks(train):
         mask = table.annotations[i].mask(64, 96)
         assert table.area[i] == pytest.approx(mask.sum(), rel=0.1)
     assert table.per_image(dataset)[1] == 301
-
-
-def doctor(*arguments):
-    command = [sys.executable, "-m", "fastinst.doctor", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_program_on_a_data_set(train, tmp_path):
-    folder, out = train.source.parent, tmp_path / "its output"
-    options = ("--model", "fastinst-d1-r18-192", "--size", 64, "--output", out)
-    done = doctor(train.source, *options)
-    assert done.returncode == 0, done.stderr
-    assert "16 images" in done.stdout and str(out / "contact_sheet.jpg") in done.stdout
-    with Image.open(out / "contact_sheet.jpg") as sheet:
-        assert sheet.width > 1600
-    content = json.loads(train.source.read_text())
-    content["annotations"] = []
-    (folder / "empty.json").write_text(json.dumps(content))
-    done = doctor(folder / "empty.json", "--images", folder / "val", *options)
-    assert done.returncode == 1
-    assert "fatal" in done.stdout and "empty.json" in done.stdout
-
-
-def test_a_wrong_path_is_one_line():
-    done = doctor("/no/such data")
-    assert done.returncode == 2
-    assert done.stderr.strip().endswith("/no/such data: no such file or folder")
-    assert "Traceback" not in done.stderr
-
-
-def test_a_reader_that_has_seen_enough():
-    command = f"{shlex.quote(sys.executable)} -m fastinst.doctor | head -n 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
-    assert done.stdout.startswith("fastinst")
-    assert "Broken" not in done.stderr and "Traceback" not in done.stderr

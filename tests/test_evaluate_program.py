@@ -88,7 +88,7 @@ def test_json_as_data_and_max_images_and_workers(evaluate, data):
 
 
 def test_classes_are_matched_by_name(evaluate, data, tmp_path):
-    def load(source, device):
+    def load(source):
         return ColourModel(4), CheckpointInfo("other", (*NAMES[::-1], "x"), (1, 2, 3, 4))
 
     results = tmp_path / "results.json"
@@ -122,12 +122,12 @@ def test_bad_inputs_are_one_line_and_exit_code_2(evaluate, data, tmp_path):
     output = tmp_path / "file" / "ap.json"
     fails(evaluate("colour", "--data", data, "--output", output), "file")
 
-    def unknown(source, device):
+    def unknown(source):
         return ColourModel(), CheckpointInfo("m", ("red", "green", "x"), (1, 2, 3))
 
     fails(evaluate("m.pt", "--data", data, load_model=unknown), "does not know 1", "blue")
 
-    def official(source, device):
+    def official(source):
         return ColourModel(80), CheckpointInfo("coco", None, None)
 
     fails(evaluate("coco", "--data", data, load_model=official), "80 classes")

@@ -2,10 +2,8 @@ import os
 import signal
 
 import pytest
-import torch
 from torch._utils import ExceptionWrapper
 
-from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import (
     check_output_file,
@@ -121,15 +119,6 @@ def test_run_shows_a_worker_error_without_its_traceback(capsys):
     with pytest.raises(SystemExit):
         run(error.reraise)
     assert capsys.readouterr().err == "error: x.png: cannot be decoded\n"
-
-
-def test_devices(monkeypatch):
-    assert choose_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == torch.device("cpu")
-    for name in ("cuda:99", "gpu", ""):
-        with pytest.raises(InputError, match=f"device '{name}'"):
-            choose_device(name)
 
 
 def test_an_output_file_is_checked_before_the_work(tmp_path):

@@ -12,7 +12,8 @@ from small_coco import ColourModel, write_coco, write_yolo
 from fastinst.data.dataset import MissingSplit
 from fastinst.data.formats import load_dataset, load_splits
 from fastinst.errors import InputError
-from fastinst.metrics.coco import evaluate
+from fastinst.metrics.evaluate import evaluate
+from fastinst.predictor import Predictor
 
 SIZE = (64, 96)
 RECTANGLES = [[(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)], [(2, 16, 16, 80, 56)], []]
@@ -76,7 +77,7 @@ def test_the_format_is_found_out_and_all_become_the_same(tmp_path, write):
 def test_all_are_evaluated_alike(tmp_path, write):
     dataset = load_dataset(write(tmp_path), "val")
     model = ColourModel(len(dataset.class_names))
-    summary = evaluate(model, dataset, "cpu", workers=0, progress=False).summarize()
+    summary = evaluate(Predictor(model), dataset, progress=False).summarize()
     assert [summary["AP"], summary["APm"]] == pytest.approx([100, 100])
     assert (summary["images"], summary["instances"]) == (3, 3) and math.isnan(summary["APl"])
 

@@ -7,7 +7,6 @@ import torch
 from small_coco import CATEGORY_IDS, write_coco
 
 from fastinst.data.coco import load_coco
-from fastinst.metrics.coco import coco_results
 from fastinst.metrics.label_agreement import label_agreement
 from fastinst.results import Instances
 
@@ -27,9 +26,7 @@ def found(*instances):
         mask[top:bottom, left:right] = True
     scores = torch.tensor([instance[0] for instance in instances])
     labels = torch.tensor([instance[1] for instance in instances])
-    return coco_results(
-        1, Instances(scores, labels, masks, torch.zeros(len(masks), 4)), CATEGORY_IDS
-    )
+    return Instances.from_masks(scores, labels, masks).to_coco(1, CATEGORY_IDS)
 
 
 def test_right_and_guessed_as_counted_by_hand(tmp_path):

@@ -19,7 +19,6 @@ from fastinst.errors import InputError
 from fastinst.metrics.coco import (
     STATISTICS,
     CocoEvaluator,
-    coco_results,
     evaluate,
     format_table,
     match_classes,
@@ -32,11 +31,10 @@ def instances(*found, size=(64, 96)):
     masks = torch.zeros(len(found), *size, dtype=torch.bool)
     for mask, (_, _, left, top, right, bottom) in zip(masks, found, strict=True):
         mask[top:bottom, left:right] = True
-    return Instances(
+    return Instances.from_masks(
         torch.tensor([f[0] for f in found]),
         torch.tensor([f[1] for f in found], dtype=torch.int64),
         masks,
-        torch.tensor([f[2:] for f in found], dtype=torch.float32).reshape(-1, 4),
     )
 
 
@@ -308,17 +306,6 @@ def test_only_the_given_images_count_and_an_update_replaces_the_last(tmp_path):
     assert len(evaluator.results()) == 1
 
 
-def test_results_are_plain_json_with_the_original_ids():
-    (result,) = coco_results(
-        5, instances((0.75, 1, 8, 0, 16, 8), (0.0, 0, 4, 4, 4, 4), size=(64, 96)), (3, 7, 20)
-    )
-    assert set(result) == {"image_id", "category_id", "segmentation", "score"}
-    assert (result["image_id"], result["category_id"], result["score"]) == (5, 7, 0.75)
-    again = json.loads(json.dumps(result))["segmentation"]
-    mask = rle.decode(again)
-    assert mask.shape == (64, 96) and mask.sum() == 64 and mask[:8, 8:16].all()
-
-
 def test_evaluate_finds_the_rectangles_and_restores_the_mode(tmp_path):
     rectangles = [[(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)], [(2, 16, 16, 80, 56)], []]
     dataset = load(write_coco(tmp_path, rectangles))
@@ -339,7 +326,7 @@ def test_evaluate_holds_the_masks_of_one_image_at_a_time(tmp_path, monkeypatch):
     def watched(*args):
         counts.append(sum(mask() is not None for mask in alive))
         found = original(*args)
-        alive.append(weakref.ref(found[0].masks.untyped_storage()))
+        alive.append(weakref.ref(found[0].packed.untyped_storage()))
         return found
 
     original = coco_metrics.postprocess

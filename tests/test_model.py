@@ -113,7 +113,7 @@ def test_forward_is_the_last_prediction_of_the_trace():
         outputs = model(batch)
         p3, p4, _ = model.pixel_decoder(model.backbone(batch))
         queries = model.queries(p4, model.positions(p4.shape[2:]))
-        trace = model.decoder.trace(p3, model.positions(p3.shape[2:]), queries)
+        trace = model.decoder.trace(p3, model.positions.tokens(p3.shape[2:]), queries)
     assert len(trace.outputs) == len(trace.masks) == len(trace.states) == 4
     torch.testing.assert_close(trace.outputs[-1].logits, outputs["pred_logits"])
     torch.testing.assert_close(trace.masks[-1], outputs["pred_masks"].flatten(2))

@@ -1,8 +1,14 @@
 """From outputs to instances."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageDraw
+from pycocotools import mask as rle
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastinst import Instances, postprocess
 from fastinst.ops.read_out_masks import mask_boxes
@@ -158,13 +164,45 @@ def test_an_image_larger_than_the_batch_is_refused():
         postprocess(make_outputs(batch=1), [(65, 96)], [(65, 96)])
 
 
-def make_instances():
-    return Instances(
-        scores=torch.tensor([0.9, 0.6, 0.3]),
-        labels=torch.tensor([2, 0, 1]),
-        masks=torch.rand(3, 4, 5) < 0.5,
-        boxes=torch.rand(3, 4),
+def test_a_threshold_leaves_out_what_is_below_it():
+    outputs = make_outputs()
+    everything = postprocess(outputs, IMAGES, OUTPUTS)
+    for threshold in (0.0, 1e-3, 0.05, 0.2, 1.0):
+        some = postprocess(outputs, IMAGES, OUTPUTS, threshold=threshold)
+        for all_of_it, result in zip(everything, some, strict=True):
+            expected = all_of_it[all_of_it.scores >= threshold]
+            assert torch.equal(result.scores, expected.scores)
+            assert torch.equal(result.labels, expected.labels)
+            assert torch.equal(result.packed, expected.packed)
+    assert 0 < sum((result.scores >= 0.05).sum() for result in everything) < 200
+
+
+def test_without_a_threshold_no_shape_depends_on_the_outputs():
+    """What waits for a GPU would have to look at values, which fake tensors do not have."""
+    for queries, count in ((QUERIES, 7), (QUERIES, 100), (200, 100)):
+        with FakeTensorMode() as mode:
+            outputs = {k: mode.from_tensor(v) for k, v in make_outputs(queries=queries).items()}
+            results = postprocess(outputs, IMAGES, OUTPUTS, max_instances=count)
+            assert [len(result) for result in results] == [count, count]
+            with pytest.raises(DataDependentOutputException):
+                postprocess(outputs, IMAGES, OUTPUTS, max_instances=count, threshold=0.5)
+
+
+def make_instances(count=3, size=(4, 37), class_names=("ant", "bee", "cat")):
+    return Instances.from_masks(
+        scores=torch.linspace(0.9, 0.3, count),
+        labels=torch.arange(count).flip(0) % 3,
+        masks=torch.rand(count, *size) < 0.5,
+        class_names=class_names,
     )
+
+
+def test_masks_are_held_as_bits():
+    masks = torch.rand(3, 5, 70) < 0.5
+    found = Instances.from_masks(torch.ones(3), torch.zeros(3, dtype=torch.int64), masks)
+    assert found.packed.shape == (3, 5, 3) and found.packed.dtype == torch.int32
+    assert found.size == (5, 70) and torch.equal(found.masks, masks)
+    assert torch.equal(found.boxes, mask_boxes(masks).float())
 
 
 @pytest.mark.parametrize(
@@ -174,17 +212,70 @@ def make_instances():
         (torch.tensor([2, 0]), [2, 0]),
         (slice(1, None), [1, 2]),
         (torch.zeros(3, dtype=torch.bool), []),
+        (-1, [2]),
     ],
 )
 def test_picking_instances(keep, rows):
     instances = make_instances()
     picked = instances[keep]
     assert isinstance(picked, Instances) and len(picked) == len(rows)
-    for name in ("scores", "labels", "masks", "boxes"):
+    for name in ("scores", "labels", "boxes", "packed", "masks"):
         assert torch.equal(getattr(picked, name), getattr(instances, name)[rows])
+    assert picked.size == instances.size and picked.class_names == instances.class_names
+
+
+def test_going_through_instances():
+    instances = make_instances()
+    assert [one.names for one in instances] == [[name] for name in instances.names]
+    with pytest.raises(IndexError):
+        instances[3]
 
 
 def test_moving_instances():
     moved = make_instances().to("meta")
-    assert {moved.scores.device.type, moved.masks.device.type} == {"meta"}
-    assert moved.boxes.shape == (3, 4)
+    assert {moved.scores.device.type, moved.packed.device.type} == {"meta"}
+    assert moved.boxes.shape == (3, 4) and moved.size == (4, 37)
+
+
+def test_names():
+    assert make_instances().names == ["cat", "bee", "ant"]
+    assert make_instances(class_names=None).names == ["class 3", "class 2", "class 1"]
+    assert repr(make_instances(2)) == "<2 Instances in 37 x 4 pixels: bee 0.90, ant 0.30>"
+
+
+def test_postprocess_names_the_classes():
+    names = tuple("abcde")
+    for result in postprocess(make_outputs(), IMAGES, OUTPUTS, class_names=names):
+        assert result.names == [names[label] for label in result.labels]
+
+
+def test_run_length_codes_are_those_of_pycocotools():
+    found = make_instances(5, (21, 70))
+    for code, mask in zip(found.rle(), found.masks, strict=True):
+        assert code == rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    assert found[[]].rle() == []
+
+
+def test_coco_results_are_plain_json_with_the_original_ids():
+    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
+    masks[0, :8, 8:16] = True
+    found = Instances.from_masks(torch.tensor([0.75, 0.0]), torch.tensor([1, 0]), masks)
+    (result,) = found.to_coco(5, (3, 7, 20))
+    assert set(result) == {"image_id", "category_id", "segmentation", "score"}
+    assert (result["image_id"], result["category_id"], result["score"]) == (5, 7, 0.75)
+    again = json.loads(json.dumps(result))["segmentation"]
+    mask = rle.decode(again)
+    assert mask.shape == (64, 96) and mask.sum() == 64 and mask[:8, 8:16].all()
+
+
+def test_polygons_fill_to_the_masks():
+    found = make_instances(3, (40, 50))
+    for rings, mask in zip(found.polygons(), found.masks.numpy(), strict=True):
+        picture = Image.new("1", (4 * 50, 4 * 40))
+        # Outer rings and holes in turn, largest first: each flips what is inside.
+        for ring in rings:
+            one = Image.new("1", picture.size)
+            ImageDraw.Draw(one).polygon([(4 * x - 1, 4 * y - 1) for x, y in ring.tolist()], fill=1)
+            picture = ImageChops.logical_xor(picture, one)
+        assert (np.array(picture)[2::4, 2::4] == mask).all()
+    assert found[[]].polygons() == []

@@ -17,11 +17,10 @@ def instances(boxes, height, width, labels=None, scores=None):
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = True
-    return Instances(
+    return Instances.from_masks(
         torch.linspace(0.9, 0.1, len(boxes)) if scores is None else torch.tensor(scores),
         torch.tensor(labels or [0] * len(boxes), dtype=torch.int64),
         masks,
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
     )
 
 
@@ -123,8 +122,9 @@ def test_a_label_touches_its_small_instance_without_hiding_it(label_places):
 
 
 def test_a_label_lies_on_its_large_instance(label_places):
-    found = instances([(0, 0, 300, 200)], 200, 300)
-    found.masks[0, :150, :220] = False  # an L whose box starts outside of it
+    masks = torch.ones(1, 200, 300, dtype=torch.bool)
+    masks[0, :150, :220] = False  # an L whose box starts outside of it
+    found = Instances.from_masks(torch.tensor([0.9]), torch.tensor([0]), masks)
     overlay(grey(200, 300), found, NAMES)
     ((_, (left, top, right, bottom)),) = label_places
     assert found.masks[0, (top + bottom) // 2, (left + right) // 2]

@@ -70,6 +70,8 @@ class Dataset:
     source: the file or folder that the annotations are read from
     class_names, category_ids: by label; the ids are the format's own
     skipped: one line per annotation that was left out, which names it, its image and the reason
+    is_thing: by label, whether its annotations are objects, not regions of stuff such as sky;
+        None if all are
     """
 
     source: Path
@@ -78,6 +80,7 @@ class Dataset:
     category_ids: tuple[int, ...]
     images: tuple[ImageRecord, ...]
     skipped: tuple[str, ...]
+    is_thing: tuple[bool, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

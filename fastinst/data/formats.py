@@ -22,7 +22,12 @@ def load_dataset(path: str | Path, split: str, image_folder: str | Path | None =
     Raises MissingSplit if the data set has no such split, InputError for anything else that is
     wrong with it.
     """
-    path = Path(path)
+    read, *arguments = _find(Path(path), split, image_folder)
+    return read(*arguments)
+
+
+def _find(path: Path, split: str, image_folder: str | Path | None) -> tuple:
+    """What reads a data set, and its arguments: of a COCO JSON, this and its folder of images."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
@@ -35,11 +40,11 @@ def load_dataset(path: str | Path, split: str, image_folder: str | Path | None =
     if image_folder is not None and (cityscapes or yolo):
         raise InputError(f"{path}: a folder of images can be given for a COCO JSON only")
     if cityscapes:
-        return load_cityscapes(path, split)
+        return load_cityscapes, path, split
     if yolo:
-        return load_yolo(path, split)
+        return load_yolo, path, split
     if coco:
-        return load_coco(*find_coco(path, split, image_folder))
+        return load_coco, *find_coco(path, split, image_folder)
     raise InputError(
         f"{path}: {'nothing in it is' if path.is_dir() else 'this is not'} a data set in a known "
         "format. Known are\n"
@@ -60,8 +65,12 @@ def load_splits(
         images are found without
     """
     train = load_dataset(path, "train", image_folder)
+    itself = f"{train.source} is the training set"
     try:
-        val = load_dataset(val_path or path, "val")
+        read, source, *more = _find(Path(val_path or path), "val", None)
+        if read is load_coco and source == train.source and not val_path:
+            return train, None, itself  # which need not be read again to be known
+        val = read(source, *more)
     except MissingSplit as reason:
         if val_path:
             raise
@@ -71,5 +80,5 @@ def load_splits(
             raise
         val = load_dataset(val_path or path, "val", image_folder)
     if val.source == train.source and not val_path:
-        return train, None, f"{train.source} is the training set"
+        return train, None, itself
     return train, val, ""

@@ -47,13 +47,21 @@ def read_reduced(
     """
     with quiet_pillow():
         image, reduction = decode_image(Path(path), size, reduction)
-        if not image.mode.startswith(("I", "F")):
-            return np.array(image.convert("RGB")), reduction
+        return to_rgb(image, str(path)), reduction
+
+
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """A decoded image of any mode as uint8 [H, W, 3]; alpha is dropped, 16 bits are scaled to 8.
+
+    Raises InputError, beginning with the name, for pixels of more than 16 bits.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return np.array(image.convert("RGB"))
     gray = np.asarray(image)
     if image.mode == "F" or gray.min() < 0 or gray.max() > 65535:
-        raise InputError(f"{path}: pixels of more than 16 bits; convert it to 8 bits")
+        raise InputError(f"{name}: pixels of more than 16 bits; convert it to 8 bits")
     gray = ((gray.astype(np.int32) + 128) // 257).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2), reduction
+    return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def _checked_rle(rle: dict, size: tuple[int, int]) -> dict | str:
     if rle.get("size") != list(size):
         return f"its RLE has the size {rle.get('size')}, its image {list(size)}"
     try:
-        runs = _runs(rle.get("counts"))
+        runs = run_lengths(rle.get("counts"))
     except (ValueError, TypeError, OverflowError) as error:
         return f"its RLE is corrupt: {error}"
     pixels = size[0] * size[1]
@@ -105,7 +105,7 @@ def _checked_rle(rle: dict, size: tuple[int, int]) -> dict | str:
     return {"size": list(size), "counts": rle["counts"]} if runs[1::2].any() else NO_AREA
 
 
-def _runs(counts: object) -> np.ndarray:
+def run_lengths(counts: object) -> np.ndarray:
     """Run lengths of an RLE. pycocotools trusts the string and reads past the end of a bad one.
 
     Each number is a group of 5-bit digits, the lowest first, with a flag for "more" (32) and the

@@ -44,12 +44,6 @@ class Alignment(NamedTuple):
     compared: int
 
 
-def alignment(dataset: Dataset, most_images: int = 64, seed: int = 0) -> float | None:
-    """The score of `measure_alignment`, or None where that is None."""
-    measured = measure_alignment(dataset, most_images, seed)
-    return measured.score if measured else None
-
-
 def measure_alignment(dataset: Dataset, most_images: int = 64, seed: int = 0) -> Alignment | None:
     """Lays the masks of every image on every other one; see `ABOVE_CHANCE` for the bar.
 

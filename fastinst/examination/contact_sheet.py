@@ -7,7 +7,6 @@ from PIL import Image
 from fastinst.data.loader import TrainingImages
 from fastinst.examination.findings import counted
 from fastinst.ops.bits import unpack_bits
-from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.results import Instances
 from fastinst.visualize import BACKGROUND, grid, overlay, titled
 
@@ -45,7 +44,6 @@ def _picture(sample: dict, class_names: tuple[str, ...]) -> np.ndarray:
     pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
         (width, height), Image.Resampling.BILINEAR
     )
-    boxes = mask_boxes(masks).float()
-    instances = Instances(torch.ones(len(masks)), target["labels"], masks, boxes)
+    instances = Instances.from_masks(torch.ones(len(masks)), target["labels"], masks)
     drawn = overlay(np.array(pixels), instances, class_names, show_scores=False)
     return titled(drawn, f"image {sample['image_id']}, {counted(len(masks), 'object')}")

@@ -1,7 +1,8 @@
 """The operators that FastInst is made of, each defined once.
 
 Every one is a `torch.library.custom_op` whose Python body is its definition in plain PyTorch;
-a compiled kernel (`csrc`) may override it for one device under the same name.
+a compiled kernel (`csrc`) may override it for one device under the same name. Only `linear` is
+none: it chooses among PyTorch's own.
 """
 
 from fastinst.ops.attention_mask import attention_mask
@@ -10,6 +11,7 @@ from fastinst.ops.bits import pack_bits, unpack_bits
 from fastinst.ops.deform_conv2d import deform_conv2d
 from fastinst.ops.encode_masks import encode_masks
 from fastinst.ops.kernels import active_kernels, load_kernels
+from fastinst.ops.linear import linear
 from fastinst.ops.masked_cross_attention import masked_cross_attention
 from fastinst.ops.point_losses import point_losses
 from fastinst.ops.random_points import random_points
@@ -25,6 +27,7 @@ __all__ = [
     "attention_to_queries",
     "deform_conv2d",
     "encode_masks",
+    "linear",
     "masked_cross_attention",
     "pack_bits",
     "point_losses",

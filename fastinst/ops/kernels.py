@@ -7,11 +7,14 @@ Environment: FASTINST_KERNELS=0 leaves them out, =1 makes it an error if they ca
 FASTINST_ISA=baseline|avx2|avx512 lowers what the CPU's use; FASTINST_LIBRARY names another build.
 """
 
+import contextlib
 import ctypes
+import importlib
 import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -101,3 +104,20 @@ def active_kernels(device_type: str) -> dict[str, str]:
         else "reference"
         for name in sorted(names)
     }
+
+
+@contextlib.contextmanager
+def definitions_only(device_type: str) -> Iterator[None]:
+    """Inside, operators run their definitions on a device: for measuring what kernels gain.
+
+    It holds for every thread of the process.
+    """
+    with torch.library._scoped_library("fastinst", "IMPL") as library, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")
+        key = torch._C._dispatch_key_for_device(device_type)
+        for name, kind in active_kernels(device_type).items():
+            if kind == "compiled":
+                module = importlib.import_module(f"fastinst.ops.{name.removesuffix('_backward')}")
+                plain = "backward_definition" if name.endswith("_backward") else "definition"
+                library.impl(name, getattr(module, plain), key, allow_override=True)
+        yield

@@ -1,5 +1,7 @@
 """From mask logits at 1/8 of the padded input to masks at the original image size."""
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,23 +68,36 @@ def definition(
     packed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     exact = torch.promote_types(mask_logits.dtype, torch.float32)
-    height, width = output_size
-    pixels = max(padded_size[0] * padded_size[1], height * width)
-    masks = mask_logits.new_empty(len(mask_logits), height, width, dtype=torch.bool)
+    masks = mask_logits.new_empty(len(mask_logits), *output_size, dtype=torch.bool)
     inside = mask_logits.new_zeros(len(mask_logits), dtype=exact)
-    step = max(1, CHUNK_ELEMENTS // pixels)
-    for start in range(0, len(mask_logits), step):
-        part = slice(start, start + step)
-        logits = mask_logits[part, None].to(exact)
-        logits = F.interpolate(logits, size=padded_size, mode="bilinear")
-        logits = logits[:, :, : image_size[0], : image_size[1]]
-        logits = F.interpolate(logits, size=output_size, mode="bilinear")[:, 0]
+    for part, logits in resized_in_parts(mask_logits, padded_size, image_size, output_size):
         torch.gt(logits, 0, out=masks[part])
         # Rows first: threads split the sum over a whole mask if it is alone in its chunk.
         inside[part] = (logits.sigmoid() * masks[part]).sum(dim=2).sum(dim=1)
     areas = masks.sum(dim=(1, 2))
     scores, boxes = inside / (areas.to(exact) + 1e-6), mask_boxes(masks)
     return pack_bits(masks) if packed else masks, scores, areas, boxes
+
+
+def resized_in_parts(
+    mask_logits: Tensor,
+    padded_size: Sequence[int],
+    image_size: Sequence[int],
+    output_size: Sequence[int],
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logits [N, h, w] at the output size, in float32 or wider: some masks at a time.
+
+    Yields which of the masks, and their logits [n, H, W]. The sizes are those of
+    `read_out_masks`.
+    """
+    exact = torch.promote_types(mask_logits.dtype, torch.float32)
+    step = max(1, CHUNK_ELEMENTS // max(math.prod(padded_size), math.prod(output_size)))
+    for start in range(0, len(mask_logits), step):
+        part = slice(start, start + step)
+        logits = mask_logits[part, None].to(exact)
+        logits = F.interpolate(logits, size=tuple(padded_size), mode="bilinear")
+        logits = logits[:, :, : image_size[0], : image_size[1]]
+        yield part, F.interpolate(logits, size=tuple(output_size), mode="bilinear")[:, 0]
 
 
 _read_out_masks = torch.library.custom_op("fastinst::read_out_masks", mutates_args=())(definition)

@@ -33,7 +33,7 @@ def activation_rank(class_logits: Tensor, local_maximum_first: bool = True) -> T
         for dx in range(3):
             window = (slice(None), slice(dy, dy + height), slice(dx, dx + width))
             beaten = (around_best[window] == best) & (around_probability[window] > probability)
-            is_maximum &= ~beaten
+            is_maximum = is_maximum & ~beaten  # not in place, for torch.export
     return (probability + is_maximum).flatten(1)
 
 

@@ -39,7 +39,7 @@ def straight_loss(
     padded = [_pad(target, batch) for target in targets]
     p3, pixel_position, queries = model._encode(batch)
     size, num_guided = p3.shape[2:], queries.indices.shape[1]
-    positions = queries.positions, pixel_position.flatten(2).transpose(1, 2)
+    positions = queries.positions, pixel_position
 
     states = [State(queries.features, p3.flatten(2).transpose(1, 2))]
     predictions = [_predict(decoder.heads[0], states[0], num_guided)]

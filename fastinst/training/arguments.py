@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -14,6 +14,7 @@ from fastinst.config import ModelConfig, list_models
 from fastinst.data.augment import Augmentation
 from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.errors import InputError
+from fastinst.examination.report import MOST_IMAGES
 from fastinst.training.interrupts import parse_duration
 from fastinst.training.run_folder import RunFolder, resolve_resume
 
@@ -37,7 +38,8 @@ def parse_arguments(
     """The arguments of the command line, and what they resume, if anything.
 
     A resumed run's own arguments are the defaults of the new ones.
-    Raises InputError for a run that cannot be resumed, or not like this; SystemExit as argparse.
+    Raises InputError for arguments that argparse refuses, and for a run that cannot be resumed,
+    or not like this.
     """
     parser = _make_parser(description)
     args = parser.parse_args(given)
@@ -99,10 +101,14 @@ def training_views(augmentation: str, config: ModelConfig) -> Augmentation | Lar
     return {"release": Augmentation.for_size, "flip": Augmentation.flip_only}[augmentation](*edges)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Not printed here: many processes may find the same error."""
+        raise InputError(f"{message}; see --help")
+
+
 def _make_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--data", help="folder or file to train on")
     add("--val", help="folder or file to evaluate on [found in --data]")
@@ -113,7 +119,8 @@ def _make_parser(description: str) -> argparse.ArgumentParser:
         default="release",
         help="the release's crops, sizes and flips; flips alone; or large-scale jitter [release]",
     )
-    add("--check-all-images", action="store_true", help="examine every image, not only 2000")
+    few = f"examine every image, not only {MOST_IMAGES} of each split"
+    add("--check-all-images", action="store_true", help=few)
     add(
         "--sanity",
         action="store_true",

@@ -74,6 +74,19 @@ class BatchGradients:
             sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
         return sums
 
+    def clip(self, optimizer: torch.optim.Optimizer, largest: float) -> Tensor:
+        """Takes the scaler's scale from the optimizer's gradients.
+
+        largest: what their norm is reduced to if it is more; 0 for any
+        Returns the norm before, a scalar on the device.
+        """
+        self.scaler.unscale_(optimizer)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if largest:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), largest, norm)
+        return norm
+
     def _add_gradients(
         self, samples: list[dict], size: tuple[int, int], totals: Totals
     ) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastinst.config import image_size
 from fastinst.errors import InputError
 from fastinst.model import FastInst, create_model
 from fastinst.weights import load_weights
@@ -37,9 +38,7 @@ def initial_model(
         InputError: unknown names, weights that do not fit, or frozen norms without any weights.
     """
     if size:
-        longest = round(size * 4 / 3)
-        options = options | {"test_short_edge": size, "test_max_edge": longest}
-        options |= {"train_short_edge": size, "train_max_edge": longest}
+        options = options | image_size(size)
     few = images_per_norm < (FEWEST_TO_UNFREEZE if weights else 0)
     frozen = {"auto": few, "frozen": True, "train": False}[batch_norm]
     frozen = options.get("frozen_batch_norm", frozen)

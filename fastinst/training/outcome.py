@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from fastinst.metrics.coco import format_table
+from fastinst.metrics.table import format_table
 from fastinst.training.processes import Processes
 from fastinst.training.run_folder import BEST, LAST
 from fastinst.training.state import Progress

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,15 +31,21 @@ class Processes:
     store: dist.Store | None = field(default=None, repr=False)
 
     @classmethod
-    def join(cls, device: torch.device) -> "Processes":
-        """Meet the others that torchrun has started, if it has started this one."""
+    def find(cls) -> "Processes":
+        """Those that torchrun has started, if it has started this one; they share `store` alone."""
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             return cls()
         store, rank, world = next(rendezvous("env://"))
+        return cls(rank, world, None, store)
+
+    def connect(self, device: torch.device) -> "Processes":
+        """The same, able to compute together on devices of that kind. To be called by all."""
+        if self.world == 1:
+            return self
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.world)
         host = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
-        return cls(rank, world, host, store)
+        return replace(self, host=host)
 
     @property
     def leads(self) -> bool:
@@ -52,6 +58,14 @@ class Processes:
         shared = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(shared, dist.ReduceOp.MAX, self.host)
         return tuple(shared.tolist())
+
+    def check_same_step(self, step: int, folder: str) -> None:
+        """Raises InputError if one has found less of the run in its folder than the others."""
+        if self.largest((step,)) != (step,):
+            raise InputError(
+                f"process {self.rank} is at step {step} and others are further: {folder} must be "
+                f"one folder that all of them can read"
+            )
 
     def sum_on_host(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """The sum of each of some numbers of all processes."""
@@ -86,11 +100,15 @@ class Processes:
             dist.destroy_process_group()
 
     @contextmanager
-    def telling_one_error(self) -> Iterator[None]:
+    def telling_one_error(
+        self, loss: str = "Nothing was saved since the last checkpoint; continue with --resume"
+    ) -> Iterator[None]:
         """Of the many errors that one causes, lets through the first alone.
 
         The others end the block in silence. An error that is no more than the loss of another
         process, which was killed and could not tell, becomes an InputError that says so.
+
+        loss: a sentence on what is lost then, and what to do
         """
         try:
             yield
@@ -105,8 +123,7 @@ class Processes:
             if first:
                 raise InputError(
                     f"process {self.rank} of {self.world} has lost another one of this run, which "
-                    f"was killed or crashed. Nothing was saved since the last checkpoint; "
-                    f"continue with --resume"
+                    f"was killed or crashed. {loss}"
                 ) from error
 
     def _is_first(self) -> bool:

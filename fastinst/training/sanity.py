@@ -18,17 +18,18 @@ from pycocotools import mask as mask_utils
 from torch import nn
 from tqdm import tqdm
 
-from fastinst.config import make_config
+from fastinst.config import image_size, make_config
 from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset
 from fastinst.data.images import read_image
 from fastinst.data.loader import EpochSampler, TrainingImages
 from fastinst.errors import InputError
-from fastinst.examination.alignment import alignment
-from fastinst.metrics.coco import evaluate
+from fastinst.examination.alignment import measure_alignment
+from fastinst.metrics.coco import CocoEvaluator
+from fastinst.metrics.evaluate import evaluate
 from fastinst.metrics.label_agreement import label_agreement
 from fastinst.model import FastInst
-from fastinst.ops.read_out_masks import mask_boxes
+from fastinst.predictor import Predictor
 from fastinst.results import Instances
 from fastinst.training.optimizer import parameter_groups, scale_learning_rates
 from fastinst.training.typical_images import object_length, typical_images
@@ -84,20 +85,21 @@ def sanity_check(
     )
     say(f"  {', '.join(record.path.name for record in learned.images)}")
 
+    aligned = measure_alignment(dataset, seed=seed)
     evidence = Evidence(
         learned=len(images),
         object_edge=short * _usual_length(learned),
-        alignment=alignment(dataset, seed=seed),
+        alignment=aligned.score if aligned else None,
     )
     results = None
     if not evidence.misaligned:
         _learn(model, images, learned, evidence, max_minutes, seed, say)
     if evidence.losses and not evidence.not_finite:
-        evaluator = evaluate(model, learned, device, workers=0, progress=False)
+        evaluator = _evaluate(model, learned)
         results, summary = evaluator.results(), evaluator.summarize()
         evidence.ap, evidence.ap50 = summary["AP"], summary["AP50"]
         if len(unseen):
-            evaluator = evaluate(model, unseen, device, workers=0, progress=False)
+            evaluator = _evaluate(model, unseen)
             evidence.unseen_ap50 = evaluator.summarize()["AP50"]
             evidence.classes = label_agreement(unseen, evaluator.results())
     if picture is not None:
@@ -114,9 +116,8 @@ def small_model(dataset: Dataset, short: int | None = None) -> FastInst:
         smallest, largest = SHORT_EDGES
         short = round(OBJECT_EDGE / _usual_length(dataset) / 32) * 32
         short = min(max(short, smallest), largest)
-    size = {"test_short_edge": short, "test_max_edge": round(short * 4 / 3)}
     classes = len(dataset.class_names)
-    return FastInst(make_config("fastinst-d1-r18-192", num_classes=classes, **size))
+    return FastInst(make_config("fastinst-d1-r18-192", num_classes=classes, **image_size(short)))
 
 
 def _usual_length(dataset: Dataset) -> float:
@@ -139,7 +140,6 @@ def _learn(
     # As in the release; a frozen batch norm tells that the backbone is pretrained.
     backbone_lr = 0.1 * LR if model.config.frozen_batch_norm else LR
     optimizer = torch.optim.AdamW(parameter_groups(model, LR, backbone_lr, weight_decay=0.05))
-    device = next(model.parameters()).device
     total, allowed, started = MOST_STEPS, 60 * max_minutes, time.monotonic()
     model.train()
     with tqdm(total=total, unit="step", dynamic_ncols=True, disable=None, leave=False) as bar:
@@ -172,13 +172,18 @@ def _learn(
             if step == total:
                 return
             if step % CHECK_EVERY == 0:
-                evaluator = evaluate(model, learned, device, workers=0, progress=False)
+                evaluator = _evaluate(model, learned)
                 ap50 = evaluator.summarize()["AP50"]
                 mean = np.mean(evidence.losses[-CHECK_EVERY:])
                 say(f"  step {step}: loss {mean:.2f}, AP50 {ap50:.1f}, {spent:.0f} s")
                 evidence.curve.append((step, ap50))
                 if ap50 >= GOAL:
                     return
+
+
+def _evaluate(model: FastInst, dataset: Dataset) -> CocoEvaluator:
+    predictor = Predictor(model, model.device, torch.float32)
+    return evaluate(predictor, dataset, workers=0, progress=False)
 
 
 def _draw(dataset: Dataset, results: list[dict] | None, path: Path | str) -> None:
@@ -206,10 +211,8 @@ def _instances(dataset: Dataset, results: list[dict], image_id: int) -> Instance
     masks = np.zeros((len(kept), record.height, record.width), bool)
     for mask, result in zip(masks, kept, strict=True):
         mask[:] = mask_utils.decode(result["segmentation"])
-    masks = torch.from_numpy(masks)
-    return Instances(
+    return Instances.from_masks(
         torch.tensor([result["score"] for result in kept]),
         torch.tensor([labels[result["category_id"]] for result in kept], dtype=torch.int64),
-        masks,
-        mask_boxes(masks).float(),
+        torch.from_numpy(masks),
     )

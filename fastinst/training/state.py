@@ -25,6 +25,10 @@ class Progress:
     replaced_images: int = 0
     unjudged: dict[str, float] | None = None  # the log's row of a step still to be evaluated
 
+    def is_over(self, steps: int, patience: int | None) -> bool:
+        """After so many steps or, if there is a limit to patience, evaluations in vain."""
+        return self.step >= steps or self.evaluations_in_vain >= (patience or math.inf)
+
 
 @dataclasses.dataclass
 class TrainingState:

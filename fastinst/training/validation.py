@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from torch import nn
+import torch
 from tqdm import tqdm
 
 from fastinst.data.dataset import Dataset
-from fastinst.metrics.coco import evaluate
+from fastinst.metrics.evaluate import evaluate
+from fastinst.model import FastInst
+from fastinst.predictor import Predictor
 from fastinst.training.log import Log
 from fastinst.training.processes import Processes
 from fastinst.training.run_folder import BEST, RunFolder
@@ -26,7 +28,7 @@ class Validation:
     """
 
     def __init__(
-        self, model: nn.Module, train: Dataset, val: Dataset | None, folder: RunFolder, workers: int
+        self, model: FastInst, train: Dataset, val: Dataset | None, folder: RunFolder, workers: int
     ):
         self.model, self.train, self.val = model, train, val
         self.folder, self.workers = folder, workers
@@ -41,8 +43,8 @@ class Validation:
         which the leading one knows.
         Raises InputError for an image or file that cannot be read or written, or a dead worker.
         """
-        device = next(self.model.parameters()).device
-        evaluator = evaluate(self.model, self.val, device, workers=self.workers)
+        predictor = Predictor(self.model, self.model.device, torch.float32)
+        evaluator = evaluate(predictor, self.val, keep_results=False, workers=self.workers)
         progress.unjudged = None
         in_vain = 0
         if processes.leads:

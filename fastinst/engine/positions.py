@@ -1,0 +1,78 @@
+"""Positions of the pixels, which only depend on the input's size: computed once for each size."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastinst.queries import PositionEmbedding
+
+# At D3-R50-640 in float32 a size takes 62 MB, most of them for the attentions' terms.
+KEPT_SIZES = 4
+
+
+class KeptPositions(nn.Module):
+    """A `PositionEmbedding` that returns the same tensors again for the last `KEPT_SIZES` sizes."""
+
+    def __init__(self, embedding: PositionEmbedding):
+        super().__init__()
+        self.embedding = embedding
+        self._maps: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._tokens: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+
+    @property
+    def weight(self) -> Tensor:
+        return self.embedding.weight
+
+    def forward(self, size: tuple[int, int] | torch.Size) -> Tensor:
+        """[1, C, *size], channels-last."""
+        return _kept(self._maps, size, self._map)
+
+    def tokens(self, size: tuple[int, int] | torch.Size) -> Tensor:
+        """The same, row by row: [1, h w, C]."""
+        return _kept(self._tokens, size, lambda s: self.embedding.tokens(s).contiguous())
+
+    def _map(self, size: tuple[int, int]) -> Tensor:
+        return self.embedding(size).contiguous(memory_format=torch.channels_last)
+
+
+class PositionTerm(nn.Module):
+    """What the positions add to a linear map of tokens: W position + b, kept while they live.
+
+    (x + position) W^T + b = x W^T + (position W^T + b), of which the latter is the same for every
+    image of a size. It is computed in float32 or wider, and rounded once to `dtype`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        exact = torch.promote_types(dtype, torch.float32)
+        self.register_buffer("weight", weight.detach().to(device, exact), persistent=False)
+        self.register_buffer("bias", bias.detach().to(device, exact), persistent=False)
+        self._terms = WeakTensorKeyDictionary()
+
+    def forward(self, position: Tensor) -> Tensor:
+        """position [1, L, C] to [1, L, C_out], of its dtype."""
+        term = self._terms.get(position)
+        if term is None:
+            term = F.linear(position.to(self.weight.dtype), self.weight, self.bias)
+            term = self._terms[position] = term.to(position.dtype)
+        return term
+
+
+def _kept(
+    kept: OrderedDict[tuple[int, ...], Tensor],
+    size: tuple[int, int] | torch.Size,
+    compute: Callable[[tuple[int, int]], Tensor],
+) -> Tensor:
+    """`compute(size)`, from `kept` if it is there. Of threads that miss at once each computes."""
+    size = tuple(size)
+    tensor = kept.pop(size, None)
+    if tensor is None:
+        tensor = compute(size)
+    kept[size] = tensor
+    while len(kept) > KEPT_SIZES:
+        kept.popitem(last=False)
+    return tensor

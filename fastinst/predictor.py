@@ -1,0 +1,258 @@
+"""From images to instances: the one path that all programs take."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastinst.data.any_image import AnyImage, is_image, rgb_pixels
+from fastinst.data.augment import resize_shortest_edge
+from fastinst.errors import InputError
+from fastinst.memory import LargestBatch, is_out_of_memory
+from fastinst.networks import load_network
+from fastinst.preprocess import preprocess
+from fastinst.read_ahead import batches, in_order, read_ahead
+from fastinst.results import Instances, postprocess
+from fastinst.targets import padded_size
+from fastinst.transfers import Transfers, Upload
+
+# Decoding and resizing leave Python's lock, so that they run beside the network.
+READERS = 4
+# Batches are picked from this many times as many images, to find some that are padded alike.
+WINDOW = 4
+
+
+class Predictor:
+    """Finds instances in images, by what is fastest on a device.
+
+        predictor = Predictor("runs/nuclei/best.pt")
+        found = predictor("photo.jpg")
+
+    Images are resized as the model's configuration says and padded only as far as each of them
+    alone would be: a batch joins images that are padded to one size, so that batches change
+    results by rounding alone. Threads may share a Predictor. Several GPUs take one process each;
+    under torchrun the default device is the process's own.
+
+    Where memory runs out the batch is halved, from then on, with a warning.
+
+    Args:
+        model: a `FastInst`, which stays as it is; the path of a checkpoint; the name of a released
+            model; a file that export.py has written (.onnx, .pt2); or another network, which maps
+            batches of `preprocess` to what `FastInst.forward` returns and has `config`, `device`
+            and `dtype`
+        device: such as "cpu", "cuda" or "cuda:1"; by default CUDA where there is one, else the
+            CPU, which is also an exported file's. On "mps", which nobody has tried yet, all
+            operators run as their definitions
+        dtype: "float32", "float16" or "bfloat16"; by default the fastest that the device
+            multiplies in, see `choose_dtype`
+        max_instances: of each image at most
+        threshold: instances with lower scores are left out
+        engine: False runs the model without any preparation, by default in its own dtype and on
+            its own device
+
+    Attributes: config, name, class_names and category_ids (by label; None if unknown), device,
+    dtype, network.
+
+    Raises:
+        InputError: a model, device or dtype that cannot be had, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_instances: int = 100,
+        threshold: float = 0.0,
+        *,
+        engine: bool = True,
+    ):
+        if max_instances < 1:
+            raise InputError(f"max_instances must be at least 1, got {max_instances}")
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold must be from 0 to 1, got {threshold}")
+        self.max_instances, self.threshold = max_instances, threshold
+        self.network, info = load_network(model, device, dtype, engine)
+        self.config = self.network.config
+        self.device, self.dtype = self.network.device, self.network.dtype
+        self.name, self.class_names, self.category_ids = info
+        self._input_size = getattr(self.network, "input_size", None)
+        self._transfers = Transfers(self.device)
+        self._memory = LargestBatch(str(self.device))
+        self._asynchronous = self.device.type == "cuda"
+
+    def __call__(
+        self, images: AnyImage | Iterable[AnyImage], batch_size: int | None = None
+    ) -> Instances | list[Instances]:
+        """The instances of one image, or a list of those of each of several; on the host.
+
+        Args:
+            images: one or several, of any sizes, each as `rgb_pixels` takes it: a path, a PIL
+                image, or uint8 RGB as an array [H, W, 3] or a tensor [3, H, W]
+            batch_size: how many go through the network at once, by default one; a GPU reaches its
+                full throughput with more
+
+        Raises:
+            InputError: an image that cannot be read, by its path or place from 0, or that needs
+                more memory than there is.
+        """
+        if not is_image(images):
+            return list(self.stream(images, batch_size or 1))
+        image = self._read((0, images))
+        if image.error:
+            raise image.error
+        ((_, found),) = self._begin([image])()
+        return found
+
+    def stream(
+        self,
+        images: Iterable[AnyImage],
+        batch_size: int = 1,
+        yield_errors: bool = False,
+        readers: int = READERS,
+    ) -> Iterator[Instances | InputError]:
+        """The instances of each image as soon as they are found, in the order of the images.
+
+        The next images are read and resized in threads meanwhile; a GPU's transfers overlap its
+        computing, and its results come when the next batch is under way. If `images` is a
+        generator, it runs in one of the threads. However a stream ends, by Ctrl-C or because
+        nobody goes on with it, its threads do too.
+
+        Args:
+            images: any number, as in a call; or functions that return one, which are called in
+                the reading threads
+            batch_size: as in a call
+            yield_errors: an image that cannot be read yields its InputError, in its place, where
+                otherwise it is raised and the stream is over
+            readers: threads that read and resize images
+
+        Raises:
+            InputError: as in a call; what is given is not several images, or batch_size below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        if is_image(images) or not isinstance(images, Iterable):
+            raise InputError(f"expected images in a list or the like, got {type(images).__name__}")
+        return self._stream(images, batch_size, yield_errors, readers)
+
+    def resize(self, image: np.ndarray) -> Tensor:
+        """A uint8 [H, W, 3] image to a uint8 [3, h, w] tensor of the size the model is made for."""
+        short, longest = self.config.test_short_edge, self.config.test_max_edge
+        if self._input_size is not None:
+            # What fits into a file that was exported for one size; it pads what is smaller.
+            upright = image.shape[0] > image.shape[1]
+            height, width = self._input_size
+            short = min(short, width if upright else height)
+            longest = min(longest, height if upright else width)
+        return torch.from_numpy(resize_shortest_edge(image, short, longest)).permute(2, 0, 1)
+
+    @torch.inference_mode()
+    def infer(
+        self, resized: list[Tensor], sizes: list[tuple[int, int]], threshold: float = 0.0
+    ) -> list[Instances]:
+        """The instances of images that are resized already, on the device; without a threshold
+        nothing waits for a GPU.
+
+        Args:
+            resized: of `resize`, on the host or the device
+            sizes: (height, width) of the originals, which the masks will have
+
+        Raises:
+            InputError: an image that needs more memory than there is.
+        """
+        by_padding = batches(range(len(resized)), lambda i: _padded(resized[i]), len(resized))
+        results: dict[int, Instances] = {}
+        for places in by_padding:
+            images = [(resized[i], sizes[i], threshold) for i in places]
+            results.update(zip(places, self._memory.compute(self._compute, images), strict=True))
+        return [results[i] for i in range(len(resized))]
+
+    def _compute(self, images: list[tuple[Tensor, tuple[int, int], float]]) -> list[Instances]:
+        """Of (resized, size, threshold) each, all padded to one size and with one threshold."""
+        resized, sizes, (threshold, *_) = map(list, zip(*images, strict=True))
+        try:
+            batch, image_sizes = preprocess(resized, self.config, self.device, self.dtype)
+            return postprocess(
+                self.network(batch),
+                image_sizes,
+                sizes,
+                self.max_instances,
+                threshold,
+                self.class_names,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if len(images) > 1 or not is_out_of_memory(error):
+                raise
+            (height, width), (h, w) = sizes[0], resized[0].shape[1:]
+            raise InputError(
+                f"an image of {width} x {height} pixels, resized to {w} x {h}, needs more memory "
+                f"than {self.device} has free; try a smaller model or fewer max_instances"
+            ) from error
+
+    def _stream(self, images, batch_size, yield_errors, readers):
+        window = batch_size if batch_size == 1 else WINDOW * batch_size
+        with closing(read_ahead(enumerate(images), self._read, window + readers, readers)) as read:
+            results = self._results(batches(read, lambda image: image.padded, batch_size, window))
+            for found in in_order(results):
+                if isinstance(found, InputError) and not yield_errors:
+                    raise found
+                yield found
+
+    def _results(self, groups: "Iterable[list[_Image]]") -> Iterator[tuple[int, Any]]:
+        """Numbered, in the order of the groups."""
+        begun = deque()
+        for images in groups:
+            if images[0].error:
+                yield from ((image.place, image.error) for image in images)
+                continue
+            begun.append(self._begin(images))
+            # A GPU would idle if its results were waited for before the next batch is begun.
+            if len(begun) > 1 or not self._asynchronous:
+                yield from begun.popleft()()
+        while begun:
+            yield from begun.popleft()()
+
+    def _read(self, numbered: tuple[int, AnyImage]) -> "_Image":
+        place, image = numbered
+        try:
+            pixels = rgb_pixels(image, f"image {place}")
+        except InputError as error:
+            return _Image(place, error=error)
+        resized = self.resize(pixels)
+        upload = self._transfers.upload(resized)
+        return _Image(place, pixels.shape[:2], upload, _padded(resized))
+
+    def _begin(self, images: "list[_Image]"):
+        """Begins the work; what it returns waits for the end and returns the numbered results."""
+        # A GPU reads out all masks sooner than the host would learn how many are wanted.
+        threshold = 0.0 if self._asynchronous else self.threshold
+        found = self.infer(
+            [image.upload.wait() for image in images], [image.size for image in images], threshold
+        )
+        downloads = [self._transfers.download(instances) for instances in found]
+
+        def end() -> list[tuple[int, Instances]]:
+            arrived = (download.wait() for download in downloads)
+            if self._asynchronous and self.threshold > 0:
+                arrived = (here[here.scores >= self.threshold] for here in arrived)
+            return [(image.place, here) for image, here in zip(images, arrived, strict=True)]
+
+        return end
+
+
+class _Image(NamedTuple):
+    """One image of many, resized and on its way to the device; or why it cannot be."""
+
+    place: int
+    size: tuple[int, int] = (0, 0)
+    upload: Upload | None = None
+    padded: tuple[int, int] | None = None
+    error: InputError | None = None
+
+
+def _padded(resized: Tensor) -> tuple[int, int]:
+    return padded_size(resized.shape[1], resized.shape[2])

@@ -1,0 +1,241 @@
+"""The prepared network computes what the model does, and leaves the model alone."""
+
+import copy
+import gc
+import statistics
+import threading
+import weakref
+
+import pytest
+import torch
+
+import fastinst
+from fastinst.engine import convolution, linear, prepare
+from fastinst.model import FastInst
+
+SMALL = {"num_classes": 3, "hidden_dim": 64, "num_heads": 2, "ffn_dim": 64}
+TINY = "fastinst-d1-r18-192"
+
+
+def make_model(name: str = TINY, **overrides) -> FastInst:
+    """With statistics that are not those of an identity, and offsets that are not zero."""
+    torch.manual_seed(0)
+    model = fastinst.create_model(name, **SMALL | overrides).eval()
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if key.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+            elif key.endswith(("running_mean", "bias")):
+                value.add_(0.1 * torch.randn_like(value))
+            elif key.endswith("offset.weight"):
+                value.normal_(std=0.01)
+    return model
+
+
+def random_batch(network, *sizes):
+    return network.preprocess([torch.randint(256, (3, *s), dtype=torch.uint8) for s in sizes])[0]
+
+
+def relative_error(value, expected) -> float:
+    return ((value.double() - expected).norm() / expected.norm()).item()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", fastinst.list_models())
+def test_in_float64_it_is_the_model(name):
+    model = make_model(name).double()
+    network = prepare(model, dtype=torch.float64)
+    batch = random_batch(model, (64, 90), (50, 96))
+    expected, found = model(batch), network(batch)
+    assert torch.equal(found["query_indices"], expected["query_indices"])
+    for key in ("pred_logits", "pred_masks"):
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-10, atol=1e-10)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", fastinst.list_models())
+def test_in_float32_it_errs_like_the_model(name):
+    """Measured against float64. oneDNN adds up each sum in one go, which MKL does in parts, and so
+    errs 1.1 to 1.4 times as much as the plain model. A bit of a mask that flips where a logit is
+    about 0 makes single images of either err far more: their medians are compared.
+    """
+    model = make_model(name)
+    exact, network = copy.deepcopy(model).double(), prepare(model)
+    errors = {"plain": [], "engine": []}
+    for _ in range(5):
+        batch = random_batch(exact, (64, 96))
+        expected = exact(batch)
+        for kind, run in (("plain", model), ("engine", network)):
+            found = run(batch.float())
+            assert torch.equal(found["query_indices"], expected["query_indices"])
+            errors[kind].append(
+                max(relative_error(found[k], expected[k]) for k in ("pred_logits", "pred_masks"))
+            )
+    plain, engine = (statistics.median(errors[kind]) for kind in ("plain", "engine"))
+    assert engine < 1.75 * plain and engine < 3e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_stay_close(dtype):
+    """Of the features before queries are chosen, which rounding may change."""
+    model = make_model("fastinst-d1-r50d-dcn-576")
+    network = prepare(model, dtype=dtype)
+    batch = random_batch(model, (64, 96))
+    stages = zip(model.stages(batch), network.stages(batch.to(dtype)), strict=True)
+    for (name, expected), (same_name, found) in stages:
+        assert name == same_name
+        if name == "pixel decoder":
+            assert found.dtype == dtype
+            assert relative_error(found, expected.double()) < 16 * torch.finfo(dtype).eps
+        elif name == "decoder":
+            assert found["pred_masks"].dtype == found["pred_logits"].dtype == dtype
+            assert all(value.isfinite().all() for value in found.values())
+
+
+def test_the_model_stays_as_it_is():
+    model = make_model().train()
+    model.backbone.conv1.weight.requires_grad_(False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    grads = {name: p.requires_grad for name, p in model.named_parameters()}
+    network = prepare(model, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        network(random_batch(network, (64, 96)))
+    assert model.training and not network.training
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == grads
+    assert list(model.state_dict()) == list(before)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    targets = [{"labels": torch.tensor([1]), "masks": torch.ones(1, 64, 96, dtype=torch.bool)}]
+    sum(model.loss(random_batch(model, (64, 96)), targets).values()).backward()
+
+
+@torch.inference_mode()
+def test_trained_norms_are_folded_with_their_running_statistics():
+    model = make_model(frozen_batch_norm=False).double()
+    batch = random_batch(model, (64, 96))
+    expected = model(batch)["pred_masks"]
+    network = prepare(model.train(), dtype=torch.float64)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    torch.testing.assert_close(network(batch)["pred_masks"], expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.inference_mode()
+def test_sizes_come_and_go():
+    """More of them than positions are kept for, transposed ones, and the first again."""
+    model = make_model(num_layers=2).double()
+    network = prepare(model, dtype=torch.float64)
+    sizes = [(64, 96), (96, 64), (32, 32), (160, 64), (64, 160), (128, 128), (64, 96), (32, 192)]
+    for size in sizes:
+        for batch_size in (1, 2):
+            batch = random_batch(model, *[size] * batch_size)
+            expected = model(batch)["pred_masks"]
+            for _ in range(2):
+                found = network(batch)["pred_masks"]
+                torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@torch.inference_mode()
+def test_positions_are_kept_for_some_sizes_and_for_whoever_holds_them():
+    network = prepare(make_model())
+    attention = network.model.decoder.layers[0].pixel_attention
+
+    def term_of(height: int, width: int) -> weakref.ref:
+        network(random_batch(network, (height, width)))
+        _, tokens = network.constants(height, width)
+        return weakref.ref(attention.x_term(tokens))
+
+    forgotten, held = term_of(64, 96), term_of(96, 64)
+    constants = network.constants(96, 64)
+    again = term_of(64, 96)
+    assert again() is forgotten()
+    del again
+    for width in (32, 128, 160, 192):
+        term_of(64, width)
+    gc.collect()
+    assert forgotten() is None and held() is attention.x_term(constants[1])
+
+
+def test_threads_may_share_it():
+    model = make_model().double()
+    network = prepare(model, dtype=torch.float64)
+    sizes = [(32, 64), (64, 32), (96, 64), (64, 96), (64, 128), (128, 64), (32, 96)]
+    with torch.inference_mode():
+        batches = [random_batch(model, size) for size in sizes]
+        expected = [model(batch)["pred_masks"] for batch in batches]
+    failures = []
+
+    def work(first: int) -> None:
+        with torch.inference_mode():
+            for turn in range(2 * len(sizes)):
+                i = (first + turn) % len(sizes)
+                try:
+                    torch.testing.assert_close(network(batches[i])["pred_masks"], expected[i])
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@torch.inference_mode()
+def test_stages_end_with_what_forward_returns():
+    network = prepare(make_model())
+    batch = random_batch(network, (64, 96))
+    stages = dict(network.stages(batch))
+    assert list(stages) == ["backbone", "pixel decoder", "decoder"]
+    for key, value in network(batch).items():
+        assert torch.equal(stages["decoder"][key], value)
+
+
+@torch.inference_mode()
+def test_a_batch_in_another_layout_is_taken():
+    network = prepare(make_model())
+    batch = random_batch(network, (64, 96))
+    for key, value in network(batch.contiguous()).items():
+        assert torch.equal(value, network(batch)[key])
+
+
+def test_it_neither_trains_nor_moves():
+    network = prepare(make_model())
+    with pytest.raises(RuntimeError, match="for inference alone; train its model"):
+        network.train()
+    with pytest.raises(RuntimeError, match="prepare its model for the other device"):
+        network.to(torch.float16)
+    assert not hasattr(network, "loss")
+    assert not network.eval().training and not any(p.requires_grad for p in network.parameters())
+
+
+def break_onednn(monkeypatch):
+    def absent(*_):
+        raise NotImplementedError("no such operator in this PyTorch")
+
+    for kinds in (convolution.convolution_kind, linear.linear_kind):
+        kinds.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", absent)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", absent)
+
+
+@torch.inference_mode()
+def test_without_onednn_it_says_so_and_works(monkeypatch):
+    model = make_model()
+    batch = random_batch(model, (64, 96))
+    expected = model(batch)["pred_masks"]
+    fast = prepare(model)
+    assert fast.describe().startswith(
+        "float32 on cpu; convolutions: oneDNN, prepacked; linear maps: oneDNN, prepacked; operators"
+    )
+    break_onednn(monkeypatch)
+    slow = prepare(model)
+    monkeypatch.undo()
+    for kinds in (convolution.convolution_kind, linear.linear_kind):
+        kinds.cache_clear()
+    assert "convolutions: PyTorch; linear maps: PyTorch; operators" in slow.describe()
+    for network in (fast, slow):
+        torch.testing.assert_close(
+            network(batch)["pred_masks"], expected, rtol=1e-3, atol=1e-4 * expected.abs().max()
+        )

@@ -90,7 +90,7 @@ def main() -> int:
                 raise DriftError
     except DriftError:
         print(
-            f"error: it drifts too far from the model: {args.output} is not written",
+            f"error: it drifts too far from the model; {args.output} is not written",
             file=sys.stderr,
         )
         return 1

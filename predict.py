@@ -1,143 +1,213 @@
-"""Find and draw the instances in images.
+"""Find and draw the instances in images and videos.
 
-    python predict.py fastinst-d3-r50-640 street.jpg "my photos" --output found
+    python predict.py fastinst-d3-r50-640 street.jpg "my photos" clip.mp4 --output found
     python predict.py runs/nuclei/best.pt nuclei/val --output found --ground-truth val.json
 
-Writes one picture per image and predictions.json. That file has COCO's form: "images",
-"categories" and, as "annotations", COCO results (image_id, category_id, RLE segmentation, bbox,
-score), so that it also opens as a data set.
+Writes one picture per image, one MP4 per video, and predictions.json. That file has COCO's form:
+"images", "categories" and, as "annotations", COCO results (image_id, category_id, RLE
+segmentation, bbox, score), so that it also opens as a data set. The frames of a video are images
+with "video_id" and "frame_id". Under torchrun the processes share the inputs, each on its own GPU.
 """
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from pycocotools import mask as rle
-from torch import nn
 from tqdm import tqdm
 
-from fastinst.data.augment import resize_shortest_edge
-from fastinst.data.dataset import Dataset
+from fastinst.data.dataset import Dataset, ImageRecord
 from fastinst.data.formats import load_dataset
 from fastinst.data.images import list_images, read_image
-from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import make_output_folder, write_whole
-from fastinst.results import Instances, postprocess
+from fastinst.picture_pipeline import run_pipeline
+from fastinst.predictor import Predictor
+from fastinst.results import Instances
+from fastinst.training.interrupts import Interrupts
+from fastinst.training.processes import Processes
+from fastinst.video import VIDEO_SUFFIXES, Video, VideoWriter
 from fastinst.visualize import ground_truth_instances, overlay, save_jpeg, side_by_side
-from fastinst.weights import CheckpointInfo, load_model
-
-STAGES = ("read", "network", "read-out", "drawing", "saving")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", help="a checkpoint, or the name of a released model")
-    parser.add_argument("inputs", nargs="+", type=Path, help="images, or folders of images")
+    parser.add_argument("weights", help="a checkpoint, an exported file or a released model's name")
+    parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to keep")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-instances", type=int, default=100, help="per image [100]")
+    parser.add_argument("--batch-size", type=int, default=1, help="images at once [1]")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps [a GPU where there is one]")
+    parser.add_argument(
+        "--dtype", help="float32, bfloat16 or float16 [the fastest that the device really has]"
+    )
     parser.add_argument("--ground-truth", help="a data set to draw beside the predictions")
+    parser.add_argument("--images", help="the folder of its images, if --ground-truth is a JSON")
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json alone")
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
         parser.error("--threshold must be from 0 to 1")
+    if args.images and not args.ground_truth:
+        parser.error("--images is the folder of the images of --ground-truth; name that too")
 
+    processes, code = Processes.find(), 2
+    with processes.telling_one_error("predictions.json was not written"):
+        processes = processes.connect(torch.device("cpu"))
+        code = predict(args, processes)
+        processes.leave()
+    return code
+
+
+def predict(args: argparse.Namespace, processes: Processes) -> int:
     # What to read and where to write.
-    device = choose_device(args.device)
-    paths = find_images(args.inputs)
+    paths = find_inputs(args.inputs)
     output = make_output_folder(args.output)
     inside = [path for path in paths if path.resolve().parent == output.resolve()]
     if inside:
         raise InputError(f"{inside[0]} lies in the output folder; choose another --output")
     truth, records = None, {}
     if args.ground_truth:
-        truth = load_dataset(args.ground_truth, "val")
+        truth = load_dataset(args.ground_truth, "val", args.images)
         records = {record.path.resolve(): record for record in truth.images}
 
     # The model and its classes.
-    model, info = load_model(args.weights, device)
-    class_names, category_ids = classes(model.config.num_classes, info, truth)
+    predictor = Predictor(args.weights, args.device, args.dtype, args.max_instances, args.threshold)
+    class_names, category_ids = classes(predictor, truth)
 
-    # One image after the other.
-    images, annotations, unreadable, interrupted = [], [], [], False
-    timings = []
-    try:
-        bar = tqdm(paths, "predict", unit="image", disable=len(paths) == 1)
-        for path, name in zip(bar, picture_names(paths), strict=True):
-            clock = [time.perf_counter()]
-            record = records.get(path.resolve())
-            try:
-                image = read_image(path, (record.height, record.width) if record else None)
-            except InputError as error:
-                unreadable.append(str(error))
-                continue
-            clock.append(time.perf_counter())
-
-            found, network_done = predict(model, image, device)
-            found = found[found.scores >= args.threshold].to("cpu")
-            clock += [network_done, time.perf_counter()]
-
-            picture = overlay(image, found, class_names)
-            if record:
-                drawn = overlay(
-                    image, ground_truth_instances(record), truth.class_names, show_scores=False
-                )
+    # What becomes of an item behind the network, in threads.
+    def finish(item: Item, found: Instances | InputError) -> Item:
+        if isinstance(found, InputError):
+            item.error = str(found)
+            return item
+        item.annotations = [as_annotation(result) for result in found.to_coco(0, category_ids)]
+        if not args.no_pictures:
+            in_video = item.frame is not None
+            picture = overlay(item.pixels, found, class_names, colour_classes=in_video)
+            if item.record:
+                objects = ground_truth_instances(item.record)
+                drawn = overlay(item.pixels, objects, truth.class_names, show_scores=False)
                 picture = side_by_side(drawn, picture, ("ground truth", "prediction"))
-            clock.append(time.perf_counter())
+            if in_video:
+                item.pixels = picture
+                return item
+            save_jpeg(output / item.picture, picture)
+        item.pixels = None  # finished items are kept
+        return item
 
-            results = found.to_coco(len(images) + 1, category_ids)
-            save_jpeg(output / name, picture)
-            images.append(
-                {
-                    "id": len(images) + 1,
-                    "file_name": str(path),
-                    "height": image.shape[0],
-                    "width": image.shape[1],
-                    "picture": name,
-                }
-            )
-            annotations += results
-            clock.append(time.perf_counter())
+    interrupts, started = Interrupts(), time.perf_counter()
 
-            timings.append([1000 * (b - a) for a, b in zip(clock, clock[1:], strict=False)])
-            tqdm.write(f"{path}: {len(found)} instances, {sum(timings[-1]):.0f} ms")
-    except KeyboardInterrupt:
-        interrupted = True
-        print("interrupted; what is done is kept", file=sys.stderr)
+    def run_items(items: Iterable[Item]) -> Iterator[Item]:
+        return run_pipeline(predictor, items, finish, args.batch_size, lambda: interrupts.received)
 
-    # The file and the summary.
-    categories = [
-        {"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)
-    ]
+    # This process's share: the images, then one video after the other.
+    items = [
+        Item(place, path, picture, records.get(path.resolve()))
+        for place, (path, picture) in enumerate(zip(paths, output_names(paths), strict=True))
+    ][processes.rank :: processes.world]
+    stills = [item for item in items if item.path.suffix.lower() not in VIDEO_SUFFIXES]
+    done: list[Item] = []
+    bar = tqdm(total=len(stills), desc="predict", unit="image", disable=len(stills) < 2)
+    with bar, closing(run_items(stills)) as finished:
+        for item in finished:
+            done.append(item)
+            bar.update()
+            if not item.error:
+                tqdm.write(f"{item.path}: {len(item.annotations)} instances")
+    for item in items:
+        if item.path.suffix.lower() in VIDEO_SUFFIXES and not interrupts.received:
+            done += predict_video(item, output, run_items, not args.no_pictures)
+    seconds = time.perf_counter() - started
+
+    # The file and the summary, by the first process.
+    done = sorted(processes.joined(done), key=lambda item: (item.place, item.frame or 0))
+    stopped = any(processes.joined([interrupts.received]))
+    if not processes.leads:
+        return 130 if stopped else 0
+    content = {"model": predictor.name, "threshold": args.threshold}
+    content |= predictions(done, class_names, category_ids)
     with write_whole(output / "predictions.json") as file:
-        content = {
-            "model": info.name,
-            "threshold": args.threshold,
-            "images": images,
-            "categories": categories,
-            "annotations": [as_annotation(i, r) for i, r in enumerate(annotations, start=1)],
-        }
         file.write(json.dumps(content, allow_nan=False).encode())
-    print(f"{len(annotations)} instances in {len(images)} images, written to {output}")
+    images = len(content["images"])
+    print(f"{len(content['annotations'])} instances in {images} images, written to {output}")
+    print(f"{images / seconds:.1f} images/s in {seconds:.1f} s, reading and drawing included")
     if truth:
-        drawn = sum(Path(image["file_name"]).resolve() in records for image in images)
+        drawn = sum(item.record is not None and not item.error for item in done)
         print(f"{drawn} of these images are in {truth.source}")
-    if timings:
-        medians = map(statistics.median, zip(*timings, strict=True))
-        stages = ", ".join(f"{s} {ms:.1f}" for s, ms in zip(STAGES, medians, strict=True))
-        print(f"median ms per image: {stages}")
-    for line in unreadable:
+    errors = [item.error for item in done if item.error]
+    for line in errors:
         print(f"skipped: {line}", file=sys.stderr)
-    return 130 if interrupted else 1 if unreadable else 0
+    if stopped:
+        print("interrupted; what is done is kept", file=sys.stderr)
+    return 130 if stopped else 1 if errors else 0
 
 
-def find_images(inputs: list[Path]) -> list[Path]:
+@dataclass
+class Item:
+    """An image, or a frame of a video, on its way from its file to the results.
+
+    place: of its file among the inputs
+    picture: the name of what is drawn of its file
+    record: its ground truth
+    frame: its number, from 0, in a video
+    pixels: uint8 [H, W, 3], as read, and for a frame then as drawn
+    size: (height, width) of it
+    annotations: of `as_annotation`
+    error: why there are none
+    """
+
+    place: int
+    path: Path
+    picture: str
+    record: ImageRecord | None = None
+    frame: int | None = None
+    pixels: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    annotations: list[dict] = field(default_factory=list)
+    error: str | None = None
+
+    def __call__(self) -> np.ndarray:
+        """Its pixels, read where they are not there."""
+        if self.pixels is None:
+            annotated = (self.record.height, self.record.width) if self.record else None
+            self.pixels = read_image(self.path, annotated)
+        self.size = self.pixels.shape[:2]
+        return self.pixels
+
+
+def predict_video(item: Item, output: Path, run_items: Callable, draw: bool) -> list[Item]:
+    """The frames of a video with their results, and if it cannot be read to its end, why."""
+    try:
+        video = Video.open(item.path)
+    except InputError as error:
+        return [replace(item, error=str(error))]
+
+    def frames() -> Iterator[Item]:
+        for number, pixels in enumerate(video.frames()):
+            yield replace(item, frame=number, pixels=pixels)
+
+    done = []
+    writer = VideoWriter(output / item.picture, video) if draw else nullcontext()
+    with writer, closing(run_items(frames())) as finished:
+        for frame in tqdm(finished, item.path.name, unit="frame"):
+            if draw:
+                writer.write(frame.pixels)
+            frame.pixels = None
+            done.append(frame)
+    print(f"{item.path}: {sum(len(f.annotations) for f in done)} instances in {len(done)} frames")
+    if video.damage:
+        done.append(replace(item, frame=len(done), error=video.damage))
+    return done
+
+
+def find_inputs(inputs: list[Path]) -> list[Path]:
     """The files among the inputs and the images directly in the folders, each once."""
     paths = {}
     for source in inputs:
@@ -152,53 +222,65 @@ def find_images(inputs: list[Path]) -> list[Path]:
     return list(paths.values())
 
 
-def picture_names(paths: list[Path]) -> Iterator[str]:
-    """NAME.jpg for each path, or NAME-2.jpg and so on where several would have that name."""
+def output_names(paths: list[Path]) -> Iterator[str]:
+    """NAME.jpg, or NAME.mp4 for a video, or NAME-2.jpg and so on where several had that name."""
     taken = set()
     for path in paths:
-        name, count = f"{path.stem}.jpg", 1
+        suffix = ".mp4" if path.suffix.lower() in VIDEO_SUFFIXES else ".jpg"
+        name, count = path.stem + suffix, 1
         # Many file systems do not tell upper from lower case.
         while name.lower() in taken:
             count += 1
-            name = f"{path.stem}-{count}.jpg"
+            name = f"{path.stem}-{count}{suffix}"
         taken.add(name.lower())
         yield name
 
 
-def classes(
-    num_classes: int, info: CheckpointInfo, truth: Dataset | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def classes(predictor: Predictor, truth: Dataset | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Class names and category ids by label.
 
-    The checkpoint's, or for one that has none the ground truth's if it has as many, else numbers.
+    The model's, or for one that has none the ground truth's if it has as many, else numbers.
     """
-    if info.class_names is not None:
-        return info.class_names, info.category_ids or tuple(range(1, num_classes + 1))
-    if truth and len(truth.class_names) == num_classes:
+    count = predictor.config.num_classes
+    if predictor.class_names is not None:
+        return predictor.class_names, predictor.category_ids or tuple(range(1, count + 1))
+    if truth and len(truth.class_names) == count:
         return truth.class_names, truth.category_ids
-    numbers = tuple(range(1, num_classes + 1))
+    numbers = tuple(range(1, count + 1))
     return tuple(f"class {number}" for number in numbers), numbers
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, image: np.ndarray, device: torch.device) -> tuple[Instances, float]:
-    """The instances in a uint8 [H, W, 3] image, best first, and when the network was done."""
-    config = model.config
-    small = resize_shortest_edge(image, config.test_short_edge, config.test_max_edge)
-    pixels = torch.from_numpy(small).permute(2, 0, 1).to(device)
-    batch, image_sizes = model.preprocess([pixels])
-    outputs = model(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    network_done = time.perf_counter()
-    return postprocess(outputs, image_sizes, [image.shape[:2]])[0], network_done
-
-
-def as_annotation(number: int, result: dict) -> dict:
-    """A COCO result with what makes it an annotation too."""
+def as_annotation(result: dict) -> dict:
+    """A COCO result with what makes it an annotation too, but for its id."""
     area = rle.area(result["segmentation"])
     box = rle.toBbox(result["segmentation"])
-    return {"id": number, **result, "bbox": box.tolist(), "area": int(area), "iscrowd": 0}
+    return {**result, "bbox": box.tolist(), "area": int(area), "iscrowd": 0}
+
+
+def predictions(
+    done: list[Item], class_names: tuple[str, ...], category_ids: tuple[int, ...]
+) -> dict:
+    """What predictions.json says of images, videos, classes and instances."""
+    images, annotations, videos = [], [], {}
+    for item in done:
+        if item.error:
+            continue
+        (height, width), image_id = item.size, len(images) + 1
+        image = {"id": image_id, "file_name": str(item.path), "height": height, "width": width}
+        if item.frame is not None:
+            video = {"id": len(videos) + 1, "file_name": str(item.path), "picture": item.picture}
+            video = videos.setdefault(item.place, video)
+            image |= {"video_id": video["id"], "frame_id": item.frame}
+        else:
+            image["picture"] = item.picture
+        images.append(image)
+        for annotation in item.annotations:
+            annotations.append({"id": len(annotations) + 1, **annotation, "image_id": image_id})
+    categories = [
+        {"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)
+    ]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    return content | ({"videos": list(videos.values())} if videos else {})
 
 
 if __name__ == "__main__":

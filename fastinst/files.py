@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import BinaryIO
 from fastinst.errors import InputError
 
 _UNFINISHED = ".unfinished"
+# The mask is the process's, and to read it is to change it: threads take turns.
+_UMASK = threading.Lock()
 
 
 @contextmanager
@@ -32,8 +35,9 @@ def write_whole(path: Path | str, former: Path | str | None = None) -> Iterator[
             file.flush()
             os.fsync(file.fileno())
         # NamedTemporaryFile makes private files; give this one what open() would have given.
-        mask = os.umask(0)
-        os.umask(mask)
+        with _UMASK:
+            mask = os.umask(0)
+            os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         if former is not None and path.exists():
             _keep(path, Path(former))

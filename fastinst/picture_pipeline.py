@@ -22,19 +22,20 @@ def run_pipeline(
     sources: Iterable[Source],
     finish: Callable[[Source, Instances | InputError], Result],
     batch_size: int = 1,
-    threads: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Result]:
     """`finish(source, instances)` of each source, in their order.
 
-    The network runs here; sources are read and results finished in other threads meanwhile, a
-    bounded number ahead and behind. When this is closed, what has passed the network is finished
-    nevertheless; `threads` threads do that, by default one for each core, at most 8.
+    The network runs here; meanwhile sources are read and results finished in other threads, one
+    of these for each core and at most 8, and never more than twice as many images wait for them.
 
     sources: functions that return an image, each called once; one that raises InputError passes
-        that error to `finish` in place of instances
+        that error to `finish` in place of instances. A generator runs in a thread too
+    stop: asked after each image; when it says so, what has passed the network is finished, and
+        that is all
     What `finish` raises is raised here, in its place.
     """
-    threads = threads or min(8, os.cpu_count() or 1)
+    threads = min(8, os.cpu_count() or 1)
     under_way: deque[Source] = deque()
 
     def taken() -> Iterator[Source]:
@@ -42,11 +43,13 @@ def run_pipeline(
             under_way.append(source)
             yield source
 
-    finishing = deque()
     stream = predictor.stream(taken(), batch_size, yield_errors=True)
+    finishing = deque()
     with ThreadPoolExecutor(threads, "finish") as pool, closing(stream):
         for found in stream:
             finishing.append(pool.submit(finish, under_way.popleft(), found))
+            if stop():
+                break
             if len(finishing) > 2 * threads:
                 yield finishing.popleft().result()
         while finishing:

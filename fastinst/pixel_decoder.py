@@ -12,6 +12,22 @@ def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def average_pool(x: Tensor, size: int) -> Tensor:
+    """`F.adaptive_avg_pool2d`, which Apple's MPS has only where `size` divides x's sides."""
+    if x.device.type != "mps":
+        return F.adaptive_avg_pool2d(x, size)
+    # https://github.com/pytorch/pytorch/issues/96056
+    rows, columns = (_averages(side, size).to(x) for side in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _averages(side: int, size: int) -> Tensor:
+    """[n = size, s = side]: row i averages from floor(i s / n) to ceil((i + 1) s / n)."""
+    window, place = torch.arange(size).unsqueeze(1), torch.arange(side)
+    inside = (place >= window * side // size) & (place * size < (window + 1) * side)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
 def conv_norm(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(conv.weight, a=1)
@@ -31,7 +47,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [
-            resize(F.relu(stage(F.adaptive_avg_pool2d(x, size))), x.shape[-2:])
+            resize(F.relu(stage(average_pool(x, size))), x.shape[-2:])
             for stage, size in zip(self.stages, self.sizes, strict=True)
         ]
         return F.relu(self.bottleneck(torch.cat([*pooled, x], dim=1)))

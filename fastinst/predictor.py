@@ -15,8 +15,8 @@ from fastinst.errors import InputError
 from fastinst.memory import LargestBatch, is_out_of_memory
 from fastinst.networks import load_network
 from fastinst.preprocess import preprocess
-from fastinst.read_ahead import batches, in_order, read_ahead
 from fastinst.results import Instances, postprocess
+from fastinst.streaming import batches, in_order, read_ahead
 from fastinst.targets import padded_size
 from fastinst.transfers import Transfers, Upload
 
@@ -201,6 +201,7 @@ class Predictor:
                 if isinstance(found, InputError) and not yield_errors:
                     raise found
                 yield found
+                del found  # its masks may be large: not kept while the next are made
 
     def _results(self, groups: "Iterable[list[_Image]]") -> Iterator[tuple[int, Any]]:
         """Numbered, in the order of the groups."""

@@ -29,8 +29,9 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        # The release leaves this memory as it comes, which is mostly zeros.
-        self.weight = nn.Parameter(torch.zeros(1, channels, 10, 10))
+        # The release leaves this memory as it comes. From zeros, which tell no place from another,
+        # training takes longer to find any masks (benchmarks/LOG.md).
+        self.weight = nn.Parameter(torch.empty(1, channels, 10, 10).normal_())
 
     def forward(self, size: tuple[int, int] | torch.Size) -> Tensor:
         """[1, C, *size]."""

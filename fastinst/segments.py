@@ -1,5 +1,6 @@
 """An image divided into segments that do not overlap, as panoptic segmentation has it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +49,15 @@ class SegmentMap:
             for id_, annotation in enumerate(annotations, start=1)
         )
         return cls(torch.from_numpy(ids), segments)
+
+    def relabelled(self, labels: Sequence[int]) -> "SegmentMap":
+        """With labels[k] in place of label k; segments for which that is -1 become void."""
+        kept = [s._replace(label=labels[s.label]) for s in self.segments if labels[s.label] >= 0]
+        dropped = [s.id for s in self.segments if labels[s.label] < 0]
+        if not dropped:
+            return SegmentMap(self.ids, tuple(kept))
+        gone = torch.isin(self.ids, self.ids.new_tensor(dropped))
+        return SegmentMap(self.ids.masked_fill(gone, 0), tuple(kept))
 
     def labels(self) -> Tensor:
         """[H, W] uint8, of each pixel the class, or VOID_LABEL."""

@@ -60,6 +60,7 @@ def in_order(numbered: Iterable[tuple[int, R]]) -> Iterator[R]:
     turn = 0
     for number, value in numbered:
         early[number] = value
+        del value  # whoever gets it may be done with it before the next is made
         while turn in early:
             yield early.pop(turn)
             turn += 1

@@ -16,7 +16,7 @@ import numpy as np
 from fastinst.errors import InputError
 from fastinst.files import write_whole
 
-SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 
 
 def find_ffmpeg() -> str:

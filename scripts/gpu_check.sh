@@ -4,8 +4,9 @@
 #
 #     scripts/gpu_check.sh [FOLDER]        # gpu_check by default
 #
-# Leaves there log.txt, and the benchmarks' rows as ops_cuda.csv and models_cuda.csv. A step that
-# fails or outlasts its time does not keep the others from running; the table at the end tells.
+# Leaves there log.txt, the benchmarks' rows as ops_cuda.csv, models_cuda.csv and steps_cuda.csv, and
+# bar charts of the models' stages. A step that fails or outlasts its time does not keep the others
+# from running; the table at the end tells.
 # PYTHON names another Python than python3; its torch must be a build with CUDA.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -62,13 +63,21 @@ on_gpu kernels 40 "${pytest[@]}" tests/test_kernels.py tests/test_gpu.py
 step hosts 90 "${pytest[@]}" tests/test_*_cuda.py -k "not emulat"
 on_gpu operators 100 "${pytest[@]}" "${op_tests[@]/%/.py}"
 on_gpu parity 50 "${pytest[@]}" tests/test_parity.py
+step engine 50 "${pytest[@]}" tests/test_graphs.py tests/test_predictor.py
 
 for dtype in float32 float16; do
   step "ops-$dtype" 75 "$python" benchmark.py --ops --device cuda --dtype $dtype \
     --seconds 0.3 --csv "$out/ops_cuda.csv"
 done
-step models 50 "$python" benchmark.py --paper-table --device cuda --seconds 3 \
-  --csv "$out/models_cuda.csv"
+# Against the release's way, in one run: the table of what must be reached.
+models() { step "$1" "$2" "$python" benchmark.py --device cuda --csv "$out/models_cuda.csv" "${@:3}"; }
+engines=(engine-float32 engine-float16)
+models d3 70 fastinst-d3-r50-640 --compare --seconds 2 --plot "$out/d3.png"
+models d1 40 fastinst-d1-r50-576 --variants release "${engines[@]}" --seconds 2 --plot "$out/d1.png"
+models d3-dcn 50 fastinst-d3-r50d-dcn-640 --variants release "${engines[@]}" --seconds 2 \
+  --plot "$out/d3-dcn.png"
+models paper 50 --paper-table --seconds 1
+models deploy 40 fastinst-d3-r50-640 --protocol deploy --batch-size 1 16 --seconds 2
 
 on_gpu step-counts 40 "${pytest[@]}" tests/test_step_timing.py
 step training 60 "$python" -m fastinst.step_timing --device cuda --csv "$out/steps_cuda.csv"

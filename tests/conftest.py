@@ -1,4 +1,6 @@
 import os
+import signal
+import sys
 
 import pytest
 import torch
@@ -14,3 +16,19 @@ def pytest_configure():
 def _seed():
     """The same random numbers in a test whether it runs alone or among others."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def run_train(monkeypatch):
+    """Runs train.main() in this process with the given arguments."""
+    import train  # and all that it needs, which few tests do
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        return train.main()
+
+    yield call
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)

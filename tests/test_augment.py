@@ -1,4 +1,4 @@
-"""Resizing, and that images, masks and labels stay together under augmentation."""
+"""Random views: their sizes, windows and flips, and what is left of the objects."""
 
 import numpy as np
 import pytest

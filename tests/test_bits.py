@@ -24,3 +24,14 @@ def test_the_first_is_the_lowest_bit():
 
 def test_bits_past_the_end_are_zero():
     assert pack_bits(torch.ones(33, dtype=torch.bool)).tolist() == [-1, 1]
+
+
+class Traced(torch.Tensor):
+    """As any subclass, unpacked without NumPy."""
+
+
+@pytest.mark.parametrize("shape", [(70,), (2, 3, 33), (0, 5), (4, 0)])
+def test_tensors_that_are_traced_unpack_to_the_same(shape):
+    values = torch.rand(shape) < 0.5
+    words = pack_bits(values).as_subclass(Traced)
+    assert torch.equal(unpack_bits(words, shape[-1]).as_subclass(torch.Tensor), values)

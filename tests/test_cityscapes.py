@@ -5,15 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from pycocotools import mask as mask_utils
 
-from fastinst.data.cityscapes import CLASSES, encode_instances, is_cityscapes, load_cityscapes
+from fastinst.data.cityscapes import STUFF, THINGS, is_cityscapes, load_cityscapes
 from fastinst.data.dataset import MissingSplit
-from fastinst.data.segmentation import check_segmentations
 from fastinst.errors import InputError
+from fastinst.segments import SegmentMap
 
 SIZE = (24, 40)
 
@@ -47,7 +44,7 @@ def test_instances_groups_and_everything_else(tmp_path):
     add(root, "aachen_000001_000019", np.full(SIZE, 33007), city="aachen")
     assert is_cityscapes(root) and not is_cityscapes(tmp_path)
     dataset = load_cityscapes(root, "val")
-    assert dataset.category_ids == (24, 25, 26, 27, 28, 31, 32, 33) == tuple(CLASSES)
+    assert dataset.category_ids == (24, 25, 26, 27, 28, 31, 32, 33) == tuple(THINGS)
     assert dataset.class_names[2] == "car" and dataset.class_names[7] == "bicycle"
     assert not dataset.skipped
     aachen, ulm = dataset.images
@@ -61,20 +58,45 @@ def test_instances_groups_and_everything_else(tmp_path):
         np.testing.assert_array_equal(annotation.mask(*SIZE), ids == value)
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.tuples(st.integers(1, 9), st.integers(1, 9)))
-def test_run_lengths_are_those_of_pycocotools_for_each_mask(seed, size):
-    rng = np.random.default_rng(seed)
-    ids = rng.choice([0, 7, 24, 26, 29, 33, 24000, 26001, 29000, 33999, 34000], size)
-    instances = encode_instances(ids.astype(np.uint16))
-    assert [i for i, _, _ in instances] == [
-        i for i in np.unique(ids).tolist() if (i if i < 1000 else i // 1000) in CLASSES
+def test_panoptic_targets_are_things_groups_and_stuff(tmp_path):
+    ids = scene()
+    ids[0, :5] = 29000  # a caravan, which is no class of the evaluation
+    ids[0, 5:9] = 18  # nor are groups of poles
+    add(tmp_path, "ulm_0", ids)
+    dataset = load_cityscapes(tmp_path, "val", "panoptic")
+    assert len(dataset.class_names) == 19 and dataset.category_ids == tuple(sorted(STUFF | THINGS))
+    assert dataset.is_thing == tuple(i in THINGS for i in dataset.category_ids)
+    (record,) = dataset.images
+    found = [(dataset.class_names[a.label], a.iscrowd) for a in record.annotations]
+    assert found == [
+        ("road", False),
+        ("traffic sign", False),
+        ("person", True),
+        ("car", False),
+        ("car", False),
     ]
-    for value, code, area in instances:
-        assert code == mask_utils.encode(np.asfortranarray(ids == value, np.uint8))
-        assert area == (ids == value).sum()
-        text = {**code, "counts": code["counts"].decode()}
-        assert check_segmentations([{"segmentation": text}], [size]) == [text]
+    for annotation, value in zip(record.annotations, (7, 20, 24, 26000, 26001), strict=True):
+        np.testing.assert_array_equal(annotation.mask(*SIZE), ids == value)
+    segments = SegmentMap.of(record)
+    assert ((segments.ids == 0).numpy() == np.isin(ids, (29000, 18))).all()
+
+
+def test_semantic_targets_are_all_there_is_of_a_class(tmp_path):
+    ids = scene()
+    ids[0, :5] = 29000
+    ids[22, :5] = 24003
+    add(tmp_path, "ulm_0", ids)
+    dataset = load_cityscapes(tmp_path, "val", "semantic")
+    assert dataset.is_thing == (False,) * 19
+    (record,) = dataset.images
+    class_ids = np.where(ids < 1000, ids, ids // 1000)
+    assert not any(a.iscrowd for a in record.annotations)
+    assert [dataset.category_ids[a.label] for a in record.annotations] == [7, 20, 24, 26]
+    for annotation in record.annotations:
+        mask = class_ids == dataset.category_ids[annotation.label]
+        np.testing.assert_array_equal(annotation.mask(*SIZE), mask)
+    table = np.array([*dataset.category_ids, *[29] * 237])
+    np.testing.assert_array_equal(table[SegmentMap.of(record).labels().numpy()], class_ids)
 
 
 def test_polygons_stand_in_for_the_ids(tmp_path):
@@ -90,6 +112,8 @@ def test_polygons_stand_in_for_the_ids(tmp_path):
         ("persongroup", box(20, 15, 37, 19)),
         ("traffic sign", box(22, 16, 25, 17)),
         ("bicycle", [[1, 1], [2, 2]]),
+        ("polegroup", box(30, 0, 31, 1)),
+        ("caravan", box(33, 0, 34, 1)),
     ]
     content = {
         "imgHeight": SIZE[0],
@@ -103,6 +127,11 @@ def test_polygons_stand_in_for_the_ids(tmp_path):
     ids[12:14, 3:6] = 7
     assert [(a.label, a.iscrowd) for a in record.annotations] == [(0, 1), (2, 0), (2, 0)]
     for annotation, value in zip(record.annotations, (24, 26000, 26001), strict=True):
+        np.testing.assert_array_equal(annotation.mask(*SIZE), ids == value)
+    (record,) = load_cityscapes(tmp_path, "val", "panoptic").images
+    ids[0:2, 30:32] = ids[0:2, 33:35] = 0
+    values = (7, 20, 24, 26000, 26001)
+    for annotation, value in zip(record.annotations, values, strict=True):
         np.testing.assert_array_equal(annotation.mask(*SIZE), ids == value)
     # Where both are there, the ids count.
     add(tmp_path, "ulm_000000_000019", np.zeros(SIZE))

@@ -1,4 +1,4 @@
-"""Finding, reading and checking COCO files."""
+"""Reading and checking COCO files."""
 
 import pytest
 from coco_files import HEIGHT, SQUARE, WIDTH, coco, load, save_image

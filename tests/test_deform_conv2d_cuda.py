@@ -146,13 +146,13 @@ def exact_and_plain_gradients(inputs, geometry, grad):
 
 def rounded_columns(dtype):
     """Tensor cores take the columns in 16 bits, where the definition keeps 32."""
-    gather_columns = module._gather_columns
+    gather_columns = module.gather_columns
 
     def gather_rounded(*args):
         columns = gather_columns(*args)
         return columns.to(dtype).to(columns.dtype)
 
-    return unittest.mock.patch.object(module, "_gather_columns", gather_rounded)
+    return unittest.mock.patch.object(module, "gather_columns", gather_rounded)
 
 
 def assert_as_good(actual, exact, plain, exact_of_rounded, size, one_rounding):

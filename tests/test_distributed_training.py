@@ -210,3 +210,14 @@ def _wait_for_steps(process: subprocess.Popen, log: Path, steps: int):
     while not log.exists() or len(read_log(log)) < steps:
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--size", 0], "argument --size: must be positive"), (["--resume", "nowhere"], "nowhere")],
+)
+def test_wrong_arguments_are_told_once(data, tmp_path, options, message):
+    arguments = ["--data", data, "--output", tmp_path / "run", *options]
+    codes, printed = end(run_distributed(arguments, tmp_path))
+    assert codes == (2, 2)
+    assert printed.count(message) == printed.count("error:") == 1

@@ -44,8 +44,10 @@ def test_table_and_files(evaluate, data, tmp_path):
     report = json.loads(numbers.read_text())
     assert report["model"] == report["weights"] == "colour"
     assert report["data"] == str(data / "val.json") and report["images"] == 3
-    assert report["AP"] == pytest.approx(100) and report["per_class"]["red"] == pytest.approx(100)
-    assert report["APl"] is None  # nan is no JSON
+    assert report["AP"] == pytest.approx(100) and report["per_class"]["red"]["AP"] == pytest.approx(
+        100
+    )
+    assert report["APl"] is report["per_class"]["red"]["APl"] is None  # nan is no JSON
     assert report["seconds"] > 0 and report["images_per_second"] > 0
     results = json.loads(masks.read_text())
     assert {r["image_id"] for r in results} == {1, 2, 3}
@@ -101,6 +103,53 @@ def test_classes_are_matched_by_name(evaluate, data, tmp_path):
     assert {r["category_id"] for r in found} == set(CATEGORY_IDS)
 
 
+def test_predictions_of_a_file_get_the_numbers_of_the_model(evaluate, data, tmp_path):
+    results, both = tmp_path / "results.json", [tmp_path / "1.json", tmp_path / "2.json"]
+    options = ("--data", data, "--metrics", "mask", "box", "boundary", "--output")
+    code, out, _ = evaluate("colour", *options, both[0], "--results", results)
+    assert code == 0 and "boundary  AP" in out
+    code, out, _ = evaluate("--predictions", results, *options, both[1])
+    assert code == 0 and "results.json on" in out
+    model, file = (json.loads(path.read_text()) for path in both)
+    for name in ("AP", "AP50", "APm", "AR100", "per_class", "box", "boundary", "instances"):
+        assert model[name] == file[name]
+
+
+def test_boxes_alone_have_box_ap_alone(evaluate, data, tmp_path):
+    results = tmp_path / "boxes.json"
+    box = {"image_id": 1, "category_id": 3, "score": 0.9, "bbox": [0, 0, 32, 32]}
+    results.write_text(json.dumps([box]))
+    code, out, _ = evaluate("--predictions", results, "--data", data, "--max-images", 1)
+    assert code == 0 and "box       AP 50.0" in out and "mask" not in out
+    only = ("--predictions", results, "--data", data)
+    fails(evaluate(*only, "--metrics", "mask"), "boxes and no masks", "--metrics box")
+    fails(evaluate(*only, "--report", tmp_path / "report"), "no report")
+
+
+def test_a_report_has_its_pictures(evaluate, data, tmp_path):
+    report = tmp_path / "my report"
+    code, out, _ = evaluate("colour", "--data", data, "--report", report)
+    assert code == 0 and str(report / "mistakes.jpg") in out
+    assert sorted(p.name for p in report.iterdir()) == ["mistakes.jpg", "precision_recall.png"]
+    for path in report.iterdir():
+        with Image.open(path) as picture:
+            assert picture.width > 1000
+
+
+def test_ctrl_c_says_what_is_lost(evaluate, data, tmp_path):
+    class Interrupted(ColourModel):
+        def forward(self, batch):
+            raise KeyboardInterrupt
+
+    def load(source):
+        return Interrupted(), CheckpointInfo("colour", NAMES, CATEGORY_IDS)
+
+    output = tmp_path / "out" / "ap.json"
+    code, _, err = evaluate("w.pt", "--data", data, "--output", output, load_model=load)
+    assert code == 130 and "interrupted after 0 of 3 images; nothing was written" in err
+    assert list(output.parent.iterdir()) == []
+
+
 def fails(result, *words):
     code, out, err = result
     lines = [line for line in err.splitlines() if line]
@@ -134,7 +183,13 @@ def test_bad_inputs_are_one_line_and_exit_code_2(evaluate, data, tmp_path):
 
 
 def test_bad_options_exit_with_code_2(evaluate, data):
-    for options in (["--max-images", 0], ["--workers", -1], ["--split", "test"]):
+    for options in (
+        ["--max-images", 0],
+        ["--workers", -1],
+        ["--batch-size", 0],
+        ["--split", "test"],
+        ["--predictions", "results.json"],
+    ):
         code, _, err = evaluate("colour", "--data", data, *options)
         assert code == 2 and options[0] in err
 

@@ -184,25 +184,6 @@ def test_a_worker_that_dies(whole, broken):
     assert_same_run(out, whole)
 
 
-def kill_a_worker_in_an_evaluation():
-    read = loader.EvaluationImages.__getitem__
-    main = os.getpid()
-
-    def __getitem__(self, index):
-        if os.getpid() != main:
-            die()
-        return read(self, index)
-
-    loader.EvaluationImages.__getitem__ = __getitem__
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_in_an_evaluation(whole, broken):
-    out, (code, printed), _ = broken(kill_a_worker_in_an_evaluation, "--workers", 1)
-    assert code == 2 and "a process that loads images died" in printed.splitlines()[-1], printed
-    assert_same_run(out, whole)
-
-
 def truncate(content):
     return content[: len(content) // 2]
 

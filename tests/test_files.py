@@ -1,5 +1,7 @@
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch._utils import ExceptionWrapper
@@ -126,3 +128,25 @@ def test_an_output_file_is_checked_before_the_work(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "new folder"]
     with pytest.raises(InputError, match="new folder: it is a folder"):
         check_output_file(tmp_path / "new folder")
+
+
+def test_threads_leave_the_permissions_of_files_alone(tmp_path, monkeypatch):
+    def slow_umask(mask):
+        former = umask(mask)
+        time.sleep(0.01)
+        return former
+
+    def write(number):
+        with write_whole(tmp_path / str(number)) as file:
+            file.write(b"x")
+
+    umask = os.umask
+    monkeypatch.setattr(os, "umask", slow_umask)
+    before = umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(16)))
+    finally:
+        after = umask(before)
+    assert after == 0o027
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}

@@ -38,9 +38,10 @@ def test_the_largest_batch_holds_images_of_both_orientations(images):
     assert largest_batch(images, 8) == (128, 128)
 
 
-def test_what_is_kept_is_what_a_real_forward_pass_keeps():
+def test_what_is_kept_is_what_a_real_step_keeps_beside_its_losses():
     kept, parameters = kept_for_gradients(CONFIG, 64, 96)
-    model = create_model(CONFIG.name, 3).train()
+    model = create_model(CONFIG.name, 3, num_points=16).train()
+    target = {"labels": torch.tensor([1]), "masks": torch.ones(1, 64, 96, dtype=torch.bool)}
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     storages = {}
 
@@ -51,7 +52,7 @@ def test_what_is_kept_is_what_a_real_forward_pass_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.zeros(1, 3, 64, 96))
+        model.loss(torch.zeros(1, 3, 64, 96), [target])
     assert kept == pytest.approx(sum(s.nbytes() for s in storages.values()), rel=0.02)
     assert parameters == sum(parameter.numel() for parameter in model.parameters())
 

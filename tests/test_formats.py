@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from small_coco import ColourModel, write_coco, write_yolo
 
+from fastinst.data import formats
+from fastinst.data.coco import load_coco
 from fastinst.data.dataset import MissingSplit
 from fastinst.data.formats import load_dataset, load_splits
 from fastinst.errors import InputError
@@ -179,3 +181,16 @@ def test_what_fits_nothing_is_told_what_would(tmp_path):
     (tmp_path / "labelme.json").write_text("{}")
     with pytest.raises(InputError, match=r"labelme\.json: not COCO"):
         load_dataset(tmp_path, "train")
+
+
+def test_a_json_for_both_splits_is_read_once(tmp_path, monkeypatch):
+    path, read = coco(tmp_path / "data") / "val.json", []
+
+    def counted(*places):
+        read.append(places)
+        return load_coco(*places)
+
+    monkeypatch.setattr(formats, "load_coco", counted)
+    train, val, reason = load_splits(path)
+    assert len(read) == 1
+    assert len(train) == 3 and val is None and reason == f"{path} is the training set"

@@ -16,7 +16,7 @@ from fastinst.data.augment import Augmentation
 from fastinst.data.coco import load_coco
 from fastinst.data.dataset import Dataset
 from fastinst.data.large_scale_jitter import LargeScaleJitter
-from fastinst.data.loader import EpochSampler, EvaluationImages, TrainingImages, collate
+from fastinst.data.loader import EpochSampler, TrainingImages, collate
 from fastinst.errors import InputError
 
 SMALL = Augmentation.for_size(48, 64)
@@ -170,15 +170,6 @@ def test_nothing_to_learn_from(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"; 1 were left out, as annotation 1 of image 1 .*no seg"):
         TrainingImages(load_coco(tmp_path / "data.json", tmp_path), SMALL, seed=0)
-
-
-def test_evaluation_samples(tmp_path):
-    images = EvaluationImages(write_dataset(tmp_path), 32, 40)
-    assert len(images) == 5
-    samples = [images[i] for i in range(5)]
-    assert [s["image_id"] for s in samples] == [1, 2, 3, 4, 5]
-    assert [s["size"] for s in samples] == [(40, 50 + i) for i in range(1, 6)]
-    assert samples[0]["image"].shape == (3, 31, 40) and samples[0]["image"].dtype == torch.uint8
 
 
 def take(sampler: EpochSampler, steps: int) -> list[list[tuple[int, int]]]:

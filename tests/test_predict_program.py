@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ PROGRAM = Path(__file__).parents[1] / "predict.py"
 
 @pytest.fixture
 def predict(monkeypatch, capsys):
-    return program_runner(monkeypatch, capsys, PROGRAM, "--device", "cpu")
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield program_runner(monkeypatch, capsys, PROGRAM, "--device", "cpu")
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture
@@ -47,8 +52,7 @@ def test_a_folder_with_a_space(predict, photos, tmp_path):
     assert names(out_folder) == ["1.jpg", "2.jpg", "predictions.json"]
     assert {path: path.read_bytes() for path in photos.iterdir()} == before
     assert "1.png: 2 instances" in out and "2.png: 1 instances" in out
-    for stage in ("read", "network", "read-out", "drawing", "saving"):
-        assert stage in out.splitlines()[-1]
+    assert "3 instances in 2 images" in out and "images/s" in out.splitlines()[-1]
 
     found = read(out_folder)
     assert [image["file_name"] for image in found["images"]] == [
@@ -145,20 +149,38 @@ def test_unreadable_images_are_skipped_and_reported(predict, photos, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done(predict, photos, tmp_path, monkeypatch):
-    calls = []
+    for number in range(3, 40):
+        Image.open(photos / "1.png").save(photos / f"{number:02d}.png")
 
     def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
         return overlay(*args, **kwargs)
 
     overlay = fastinst.visualize.overlay
     monkeypatch.setattr(fastinst.visualize, "overlay", interrupted)
     code, _, err = predict("colour", photos, "--output", tmp_path / "out")
-    assert code == 130 and "Traceback" not in err
-    assert names(tmp_path / "out") == ["1.jpg", "predictions.json"]
-    assert len(read(tmp_path / "out")["images"]) == 1
+    assert code == 130 and "Traceback" not in err and "kept" in err
+    images = read(tmp_path / "out")["images"]
+    assert 0 < len(images) < 39
+    pictures = [image["picture"] for image in images]
+    assert names(tmp_path / "out") == sorted([*pictures, "predictions.json"])
+
+
+def test_no_pictures(predict, photos, tmp_path):
+    options = ("--output", tmp_path / "out", "--no-pictures", "--batch-size", 2)
+    assert predict("colour", photos, *options)[0] == 0
+    assert names(tmp_path / "out") == ["predictions.json"]
+    assert len(read(tmp_path / "out")["annotations"]) == 2
+
+
+def test_an_image_that_is_unreadable_in_the_middle_of_a_batch(predict, photos, tmp_path):
+    (photos / "1a.png").write_bytes(b"no image")
+    options = ("--output", tmp_path / "out", "--batch-size", 3, "--max-instances", 1)
+    code, _, err = predict("colour", photos, *options, "--threshold", 0)
+    assert code == 1 and "1a.png" in err
+    found = read(tmp_path / "out")
+    assert [Path(image["file_name"]).name for image in found["images"]] == ["1.png", "2.png"]
+    assert [a["image_id"] for a in found["annotations"]] == [1, 2]
 
 
 def test_nothing_is_half_written(predict, photos, tmp_path, monkeypatch):
@@ -188,6 +210,18 @@ def test_ground_truth_is_drawn_beside(predict, photos, tmp_path):
     assert Image.open(out / "1.jpg").width > 2 * 96 and Image.open(out / "other.jpg").width == 96
 
 
+def test_ground_truth_with_its_images_elsewhere(predict, photos, tmp_path):
+    truth, out = tmp_path / "labels" / "val.json", tmp_path / "out"
+    truth.parent.mkdir()
+    (tmp_path / "val.json").rename(truth)
+    options = ("--output", out, "--ground-truth", truth, "--images", photos)
+    code, text, err = predict("colour", photos, *options)
+    assert code == 0, err
+    assert "2 of these images are in" in text and Image.open(out / "1.jpg").width > 2 * 96
+    code, _, err = predict("colour", photos, "--output", out, "--images", photos)
+    assert code == 2 and "--ground-truth" in err
+
+
 def test_ground_truth_of_a_yolo_data_set(predict, tmp_path):
     data, out = tmp_path / "yolo", tmp_path / "out"
     write_yolo(data, [[(0, 0, 0, 32, 32)], [(2, 16, 16, 80, 56)]])
@@ -198,7 +232,7 @@ def test_ground_truth_of_a_yolo_data_set(predict, tmp_path):
 
 
 def test_unknown_class_names(predict, photos, tmp_path):
-    def load(source, device):
+    def load(source):
         return ColourModel(5), CheckpointInfo("plain", None, None)
 
     out = tmp_path / "out"
@@ -209,7 +243,7 @@ def test_unknown_class_names(predict, photos, tmp_path):
 
 
 def test_unknown_class_names_are_those_of_a_fitting_ground_truth(predict, photos, tmp_path):
-    def load(source, device):
+    def load(source):
         return ColourModel(), CheckpointInfo("plain", None, None)
 
     (tmp_path / "images").symlink_to(photos)

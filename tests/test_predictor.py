@@ -113,7 +113,7 @@ def test_it_is_resize_preprocess_network_and_postprocess():
         with torch.inference_mode():
             batch, sizes = model.preprocess([resized])
             (expected,) = postprocess(model(batch), sizes, [image.shape[:2]])
-        assert_same(Predictor(model, engine=False)(image), expected)
+        assert_same(Predictor(model, "cpu", engine=False)(image), expected)
 
 
 @pytest.mark.parametrize("preset", ["fastinst-d1-r18-192", "fastinst-d1-r50d-dcn-576"])
@@ -121,10 +121,10 @@ def test_the_engine_finds_what_the_plain_model_finds(preset):
     model = create_model(preset, num_classes=5, **TINY | {"num_layers": 2})
     torch.nn.init.normal_(model.positions.weight)
     image = random_images([(64, 96)])[0]
-    plain = Predictor(model, dtype="float32", engine=False)(image)
-    assert_same(Predictor(model, dtype="float32")(image), plain, 1e-4)
-    exact = Predictor(model, dtype="float64", engine=False)(image)
-    assert_same(Predictor(model, dtype="float64")(image), exact, 1e-9)
+    plain = Predictor(model, "cpu", dtype="float32", engine=False)(image)
+    assert_same(Predictor(model, "cpu", dtype="float32")(image), plain, 1e-4)
+    exact = Predictor(model, "cpu", dtype="float64", engine=False)(image)
+    assert_same(Predictor(model, "cpu", dtype="float64")(image), exact, 1e-9)
 
 
 def test_the_model_stays_as_it_is():
@@ -132,7 +132,7 @@ def test_the_model_stays_as_it_is():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = random_images([(50, 70)])[0]
     for engine in (True, False):
-        predictor = Predictor(model, engine=engine)
+        predictor = Predictor(model, "cpu", engine=engine)
         assert_same(predictor(image), predictor(image))
         assert model.training and predictor.network is not model
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -160,7 +160,7 @@ def test_only_images_that_are_padded_alike_share_a_batch():
     assert {shape[2:] for shape in network.shapes} == alone
     assert len(network.shapes) == len(alone)
     model = tiny_model()
-    predictor = Predictor(model, dtype="float32")
+    predictor = Predictor(model, "cpu", dtype="float32")
     for one, other in zip(predictor(random_images(), 4), predictor(random_images()), strict=True):
         assert_same(one, other, 1e-5)
 
@@ -168,16 +168,16 @@ def test_only_images_that_are_padded_alike_share_a_batch():
 def test_threshold_and_number():
     image = random_images([(50, 70)])[0]
     model = tiny_model()
-    everything = Predictor(model)(image)
+    everything = Predictor(model, "cpu")(image)
     assert len(everything) == 100
     middle = everything.scores[30].item()
-    found = Predictor(model, threshold=middle)(image)
+    found = Predictor(model, "cpu", threshold=middle)(image)
     assert 0 < len(found) < 100 and (found.scores >= middle).all()
     assert torch.equal(found.scores, everything.scores[everything.scores >= middle])
-    assert len(Predictor(model, max_instances=7)(image)) == 7
+    assert len(Predictor(model, "cpu", max_instances=7)(image)) == 7
     for bad in ({"threshold": -0.1}, {"threshold": 1.5}, {"max_instances": 0}):
         with pytest.raises(InputError, match=next(iter(bad))):
-            Predictor(model, **bad)
+            Predictor(model, "cpu", **bad)
 
 
 # Where models come from.
@@ -195,7 +195,7 @@ def test_a_checkpoint_brings_its_classes(tmp_path):
         found = predictor(image)
         assert found.names == ["abcde"[label] for label in found.labels]
         assert_same(found, Predictor(model, "cpu", "float32")(image))
-    unnamed = Predictor(model)
+    unnamed = Predictor(model, "cpu")
     assert unnamed.class_names is unnamed.category_ids is None
     assert unnamed(image).names[0].startswith("class ")
 
@@ -205,9 +205,9 @@ def test_the_dtype_is_the_fastest_by_default(monkeypatch):
     for fastest in (torch.float32, torch.bfloat16):
         halves = [] if fastest == torch.float32 else [fastest]
         monkeypatch.setattr("fastinst.device._halves", lambda device, halves=halves: halves)
-        assert Predictor(model).dtype == fastest
-        assert Predictor(model, dtype="float32").dtype == torch.float32
-        assert Predictor(model, engine=False).dtype == torch.float32
+        assert Predictor(model, "cpu").dtype == fastest
+        assert Predictor(model, "cpu", dtype="float32").dtype == torch.float32
+        assert Predictor(model, "cpu", engine=False).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_what_is_no_stream():
 
 
 def test_a_stream_needs_few_images_ahead_and_none_of_its_threads_stays():
-    before, taken = threading.active_count(), []
+    taken = []
     source = (taken.append(i) or patch((50, 70), i % 3) for i in itertools.count())
     stream = Predictor(Colours()).stream(source)
     assert [colour_of(next(stream))[0] for _ in range(5)] == [0, 1, 2, 0, 1]
     time.sleep(0.1)
     assert max(taken) < 12
     stream.close()
-    wait_for_threads(before)
+    wait_for_threads()
 
 
 def test_functions_are_called_in_the_reading_threads():
@@ -320,7 +320,7 @@ def test_what_a_generator_raises_arrives():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_threads_get_what_one_thread_gets(dtype):
-    predictor = Predictor(tiny_model(), dtype=dtype)
+    predictor = Predictor(tiny_model(), "cpu", dtype)
     images = random_images(SIZES + [(40 + 8 * i, 64) for i in range(6)])
     expected = [predictor(image) for image in images]
     problems = []

@@ -8,15 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastinst.read_ahead import batches, in_order, read_ahead
+from fastinst.streaming import batches, in_order, read_ahead
 
 
-def wait_for_threads(before):
-    """Until no threads are left but those of before."""
+def reading_threads():
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith(("take_", "read_"))]
+
+
+def wait_for_threads():
+    """Until none is left that reads."""
     end = time.monotonic() + 10
-    while time.monotonic() < end and threading.active_count() > before:
+    while time.monotonic() < end and reading_threads():
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert reading_threads() == []
 
 
 @pytest.mark.parametrize(("ahead", "threads"), [(1, 1), (3, 2), (50, 4)])
@@ -25,10 +30,9 @@ def test_the_order_is_kept(ahead, threads):
         time.sleep(0.02 if number % 5 == 0 else 0)
         return -number
 
-    before = threading.active_count()
     assert list(read_ahead(range(20), slow_at_first, ahead, threads)) == [-i for i in range(20)]
     assert list(read_ahead([], slow_at_first, ahead, threads)) == []
-    wait_for_threads(before)
+    wait_for_threads()
 
 
 def test_reading_overlaps():
@@ -49,15 +53,14 @@ def test_only_so_many_are_read_ahead():
 
 
 def test_a_closed_or_forgotten_reader_ends_its_threads():
-    before = threading.active_count()
     for end in ("close", "__del__"):
         reader = read_ahead(itertools.count(), lambda i: i, 8, 3)
         next(reader)
-        assert threading.active_count() > before
+        assert reading_threads()
         if end == "close":
             reader.close()
         del reader
-        wait_for_threads(before)
+        wait_for_threads()
 
 
 @pytest.mark.parametrize("where", ["items", "read"])
@@ -73,12 +76,11 @@ def test_an_error_is_raised_in_its_place(where):
             raise RuntimeError("broken")
         return item
 
-    before = threading.active_count()
     reader, found = read_ahead(items(), read, 6, 2), []
     with pytest.raises(RuntimeError, match="broken"):
         found.extend(reader)  # keeps what came before
     assert found == [0, 1, 2]
-    wait_for_threads(before)
+    wait_for_threads()
 
 
 kinds = st.lists(st.sampled_from("abc"), max_size=30)

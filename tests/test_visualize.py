@@ -7,6 +7,7 @@ from small_coco import write_coco
 
 import fastinst.visualize as visualize
 from fastinst.data.coco import load_coco
+from fastinst.picture_labels import Labels
 from fastinst.results import Instances
 from fastinst.visualize import grid, ground_truth_instances, overlay, side_by_side
 
@@ -31,15 +32,19 @@ def grey(height, width):
 @pytest.fixture
 def label_places(monkeypatch):
     """Where overlay writes its labels, and what."""
-    places = []
-    write = visualize._write_label
+    places, texts = [], {}
 
-    def watched(picture, text, mask, box, colour, font, taken):
-        count = len(taken)
-        write(picture, text, mask, box, colour, font, taken)
-        places.extend((text, place) for place in taken[count:])
+    class Watched(Labels):
+        def add(self, text, *arguments):
+            super().add(text, *arguments)
+            texts[id(self._added[-1][0])] = text
 
-    monkeypatch.setattr(visualize, "_write_label", watched)
+        def placed(self):
+            for label, place in super().placed():
+                places.append((texts[id(label)], place))
+                yield label, place
+
+    monkeypatch.setattr(visualize, "Labels", Watched)
     return places
 
 
@@ -84,16 +89,16 @@ def test_small_instances_are_drawn_over_large_ones():
 
 
 def test_neighbouring_colours_differ():
-    colours = np.array([visualize._colour(i) for i in range(100)])
+    colours = np.array([visualize.colour(i) for i in range(100)])
     assert len(np.unique(colours, axis=0)) == 100
     assert min(np.abs(a - b).sum() for a, b in zip(colours, colours[1:], strict=False)) > 120
 
 
-@pytest.mark.parametrize("size", [(60, 80), (240, 320), (1000, 1400)])
-def test_labels_do_not_collide_and_stay_inside(label_places, size):
+@pytest.mark.parametrize("size, count", [((120, 160), 8), ((240, 320), 60), ((1000, 1400), 60)])
+def test_labels_do_not_collide_and_stay_inside(label_places, size, count):
     rng = np.random.default_rng(0)
     height, width = size
-    lefts, tops = rng.integers(0, width - 8, 60), rng.integers(0, height - 8, 60)
+    lefts, tops = rng.integers(0, width - 8, count), rng.integers(0, height - 8, count)
     boxes = [
         (x, y, int(rng.integers(x + 1, width + 1)), int(rng.integers(y + 1, height + 1)))
         for x, y in zip(lefts.tolist(), tops.tolist(), strict=True)
@@ -119,6 +124,50 @@ def test_a_label_touches_its_small_instance_without_hiding_it(label_places):
         ((_, (left, top, right, bottom)),) = label_places
         assert left <= x + 10 and right >= x and top <= y + 10 and bottom >= y
         assert right == x or left == x + 10 or bottom == y or top == y + 10
+
+
+def test_labels_do_not_hide_small_instances(label_places):
+    rng = np.random.default_rng(0)
+    corners = [(x + int(rng.integers(8)), y) for y in range(4, 220, 18) for x in range(4, 300, 20)]
+    small = [(x, y, x + 10, y + 10) for x, y in corners]
+    found = instances([*small, (0, 0, 320, 240)], 240, 320)
+    overlay(grey(240, 320), found, NAMES)
+    covered = found.masks[:-1].any(0)
+    for _, (left, top, right, bottom) in label_places:
+        assert covered[top:bottom, left:right].float().mean() <= 0.1
+
+
+def test_class_colours_do_not_depend_on_what_else_is_there():
+    image, options = grey(200, 300), {"show_scores": False, "colour_classes": True}
+    boxes = [(10, 10, 90, 90), (110, 10, 190, 90), (210, 10, 290, 90)]
+    three = overlay(image, instances(boxes, 200, 300, labels=[0, 1, 1]), ("only",), **options)
+    alone = overlay(image, instances(boxes[2:], 200, 300, labels=[1]), ("only",), **options)
+    assert (three[20:80, 120:180] == three[20:80, 220:280]).all()
+    assert (three[20:80, 220:280] == alone[20:80, 220:280]).all()
+    assert (three[20:80, 20:80] != three[20:80, 120:180]).any()
+
+
+def test_masks_are_read_at_any_place():
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy(rng.random((1, 40, 101)) < 0.5)
+    found = Instances.from_masks(torch.ones(1), torch.zeros(1, dtype=torch.int64), masks)
+    for _ in range(50):
+        left, right = sorted(rng.integers(0, 102, 2).tolist())
+        top, bottom = sorted(rng.integers(0, 41, 2).tolist())
+        if left < right and top < bottom:
+            window = visualize._mask_window(found, 0, (left, top, right, bottom))
+            assert (window == masks[0, top:bottom, left:right].numpy()).all()
+
+
+@pytest.mark.parametrize("size", range(1, 14))
+def test_windows_slide_as_their_definition(size):
+    values = np.random.default_rng(size).integers(0, 2, (30, 25), dtype=np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(values, (size, size))
+    assert (visualize._slide(values, size, np.maximum) == windows.max((2, 3))).all()
+    assert (visualize._slide(values, size, np.minimum) == windows.min((2, 3))).all()
+    if size <= 7:
+        total = visualize._slide(np.full((20, 20), 3, np.uint8), size, np.add)
+        assert (total == 3 * 4 ** int(np.ceil(np.log2(size)))).all()
 
 
 def test_a_label_lies_on_its_large_instance(label_places):

@@ -4,6 +4,7 @@ They fork from a server that has imported everything already, and their model's 
 convolutions, so that one takes a second and not ten.
 """
 
+import csv
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from fastinst.weights import read_checkpoint
 
 TINY = "--model fastinst-d1-r18-192 --size 64 --set num_points=32 ffn_dim=32 hidden_dim=64"
 QUICK = f"{TINY} --batch-size 2 --workers 0 --device cpu --lr 1e-3 --backbone-lr 1".split()
+PROGRAM = Path(train.__file__)
 OF_THE_CLOCK = ("seconds", "images_per_second", "memory_mib")
 
 _context = multiprocessing.get_context("forkserver")
@@ -127,6 +129,17 @@ def run_distributed(arguments, folder: Path, world: int = 2, faults=None) -> lis
 def make_data(folder: Path, train: int = 6, val: int = 2) -> Path:
     write_demo(folder, train=train, val=val, seed=0)
     return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Of a run's log, as text."""
+    with (folder / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a run's last checkpoint."""
+    return read_checkpoint(folder / "last.pt")["model"]
 
 
 def edit_json(path: Path, **changes) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fastinst.data.view import View, snapped_view
+from fastinst.data.view import View, random_window, snapped_view
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,12 @@ class Augmentation:
         window = (0, 0, width, height)
         crop_height, crop_width = height, width
         if rng.random() < self.crop_probability:
-            scaled_height, scaled_width = shortest_edge_size(
-                height, width, int(rng.choice(self.crop_resize))
-            )
+            scaled = shortest_edge_size(height, width, int(rng.choice(self.crop_resize)))
             low, high = self.crop_range
             crop_height, crop_width = (
-                int(rng.integers(min(side, low), min(side, high), endpoint=True))
-                for side in (scaled_height, scaled_width)
+                int(rng.integers(min(side, low), min(side, high), endpoint=True)) for side in scaled
             )
-            top = int(rng.integers(scaled_height - crop_height, endpoint=True))
-            left = int(rng.integers(scaled_width - crop_width, endpoint=True))
-            window = (
-                left * width / scaled_width,
-                top * height / scaled_height,
-                (left + crop_width) * width / scaled_width,
-                (top + crop_height) * height / scaled_height,
-            )
+            window = random_window((height, width), scaled, (crop_height, crop_width), rng)
         size = shortest_edge_size(
             crop_height, crop_width, int(rng.choice(self.short_edges)), self.max_edge
         )

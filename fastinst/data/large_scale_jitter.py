@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastinst.data.view import View, snapped_view
+from fastinst.data.view import View, random_window, snapped_view
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,8 @@ class LargeScaleJitter:
     def draw(self, height: int, width: int, rng: np.random.Generator) -> View:
         """A random view of an image of this size."""
         scale = rng.uniform(*self.scale_range) * self.size / max(height, width)
-        scaled = [max(1, round(side * scale)) for side in (height, width)]
+        scaled = tuple(max(1, round(side * scale)) for side in (height, width))
         size = tuple(min(side, self.size) for side in scaled)
-        top, left = (
-            int(rng.integers(side - length, endpoint=True))
-            for side, length in zip(scaled, size, strict=True)
-        )
-        window = (
-            left * width / scaled[1],
-            top * height / scaled[0],
-            (left + size[1]) * width / scaled[1],
-            (top + size[0]) * height / scaled[0],
-        )
+        window = random_window((height, width), scaled, size, rng)
         flip = bool(rng.random() < self.flip_probability)
         return snapped_view((height, width), window, size, flip, (self.size, self.size))

@@ -42,7 +42,7 @@ def find_coco(
     else:
         raise InputError(f"{path}: no such file or folder")
     if image_folder is None:
-        return json_path, _find_image_folder(json_path)
+        return json_path, find_image_folder(json_path)
     if not Path(image_folder).is_dir():
         raise InputError(f"{image_folder}: no such folder of images")
     return json_path, Path(image_folder)
@@ -89,8 +89,12 @@ def _words(stem: str) -> set[str]:
     return set(re.split("[^a-z]+", stem.lower()))
 
 
-def _find_image_folder(json_path: Path) -> Path:
-    names = _first_file_names(json_path)
+def find_image_folder(json_path: Path, names: list[str] | None = None) -> Path:
+    """Where the images of a COCO JSON are; raises MissingImages if they are in no usual place.
+
+    names: of some of them, if the file has been read already
+    """
+    names = _first_file_names(json_path) if names is None else names
     if not names:  # whatever is wrong with the file, load_coco says it better
         return json_path.parent
     tag = json_path.stem.removeprefix("instances_")

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
-from fastinst.data.augment import Augmentation, resize_shortest_edge
+from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset, ImageRecord
-from fastinst.data.images import read_image, read_reduced
+from fastinst.data.images import read_reduced
 from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.objects import Objects
 from fastinst.errors import InputError
@@ -149,32 +148,6 @@ class EpochSampler(Sampler):
             first += self.batch_size
 
 
-class EvaluationImages:
-    """All images of a dataset at test size.
-
-    `images[index]` is {"image": uint8 [3, h, w], "image_id": int, "size": (height, width) of the
-    original}. Raises InputError on access to an image that cannot be read.
-    """
-
-    def __init__(self, dataset: Dataset, short_edge: int, max_edge: int):
-        self.records = dataset.images
-        self.short_edge = short_edge
-        self.max_edge = max_edge
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        record = self.records[index]
-        size = (record.height, record.width)
-        image = resize_shortest_edge(read_image(record.path, size), self.short_edge, self.max_edge)
-        return {"image": _to_tensor(image), "image_id": record.id, "size": size}
-
-
 def collate(samples: list[dict]) -> list[dict]:
     """A batch is the list of its samples: their sizes differ, and the model pads them."""
     return samples
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(image).permute(2, 0, 1)

@@ -126,6 +126,27 @@ class View:
         return source[np.ix_(rows.astype(int), columns.astype(int))]
 
 
+def random_window(
+    image_size: tuple[int, int],
+    scaled_size: tuple[int, int],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> tuple[float, float, float, float]:
+    """The window in the image that is a random crop of `size` from the image at `scaled_size`.
+
+    All sizes are (height, width).
+    """
+    (height, width), (scaled_height, scaled_width) = image_size, scaled_size
+    top = int(rng.integers(scaled_height - size[0], endpoint=True))
+    left = int(rng.integers(scaled_width - size[1], endpoint=True))
+    return (
+        left * width / scaled_width,
+        top * height / scaled_height,
+        (left + size[1]) * width / scaled_width,
+        (top + size[0]) * height / scaled_height,
+    )
+
+
 def snapped_view(
     image_size: tuple[int, int],
     window: tuple[float, float, float, float],

@@ -67,7 +67,7 @@ class OneDnnConvolution(Convolution):
 
     def forward(self, x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
         geometry = (self.padding, self.stride, (1, 1), 1)
-        if add is None:
+        if add is None or len(add) == 0:  # an empty batch is refused in bfloat16
             return torch.ops.mkldnn._convolution_pointwise(
                 x, self.weight, self.bias, *geometry, "relu" if relu else "none", [], ""
             )
@@ -78,7 +78,7 @@ class OneDnnConvolution(Convolution):
 
 
 class DeformableConvolution(nn.Module):
-    """`backbone.DeformableConv2d` with its norm folded in."""
+    """`backbone.DeformableConv2d` with its norm folded in; `offset` may be of a wider dtype."""
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, offset: Convolution):
         super().__init__()
@@ -89,7 +89,7 @@ class DeformableConvolution(nn.Module):
     def forward(self, x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
         y = ops.deform_conv2d(
             x,
-            self.offset(x),
+            self.offset(x.to(self.offset.bias.dtype)),
             self.weight,
             self.bias,
             self.stride,

@@ -45,7 +45,10 @@ def prepare(
     input_sizes, norms = _survey(model.config)
     for name, input_size in input_sizes.items():
         norm = norms.get(name)
-        prepared = _convolution(exact, name, norm, input_size, device, dtype)
+        # Offsets of some pixels, in bfloat16, would be rounded to hundredths of a pixel.
+        wide = dtype == torch.bfloat16 and name.endswith(".offset")
+        kept = torch.float32 if wide else dtype
+        prepared = _convolution(exact, name, norm, input_size, device, kept)
         network.set_submodule(name, prepared)
         if norm:
             network.set_submodule(norm, nn.Identity())
@@ -115,9 +118,12 @@ def _convolution(
         scale = (statistics.running_var + statistics.eps).rsqrt() * statistics.weight
         weight = weight * scale[:, None, None, None]
         bias = statistics.bias + (bias - statistics.running_mean) * scale
-    weight, bias = weight.to(device, dtype), bias.to(device, dtype)
     if isinstance(conv, DeformableConv2d):
-        return DeformableConvolution(weight, bias, conv.stride, conv.offset)
+        # A CPU's products are in float32 at least, whatever the dtype of the maps.
+        kept = torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
+        to = {"device": device, "dtype": kept}
+        return DeformableConvolution(weight.to(**to), bias.to(**to), conv.stride, conv.offset)
+    weight, bias = weight.to(device, dtype), bias.to(device, dtype)
     return convolution(weight, bias, conv.stride[0], conv.padding[0], input_size)
 
 

@@ -96,7 +96,9 @@ def compare(one: Instances, other: Instances, best: int = BEST) -> Drift:
         empty = [np.array([rle.area(code) == 0 for code in side]) for side in codes]
         overlaps[empty[0][:, None] & empty[1]] = 1.0
     scores, other_scores = (side.scores.cpu().double().numpy() for side in (first, other))
-    differences = np.abs(scores[:, None] - other_scores)
+    scores, differences = (
+        np.nan_to_num(x, nan=1.0) for x in (scores, np.abs(scores[:, None] - other_scores))
+    )
     same = first.labels.cpu().numpy()[:, None] == other.labels.cpu().numpy()
     rows, columns = linear_sum_assignment(np.where(same, overlaps - differences, -2), maximize=True)
     ious, drifts = np.zeros(len(first)), scores.copy()

@@ -59,6 +59,7 @@ def evaluate(
 
     reads = [partial(read_image, r.path, (r.height, r.width)) for r in share]
     pending: Future | None = None
+    done = 0
     with (
         quiet_pillow(),
         ThreadPoolExecutor(1) as comparing,
@@ -75,10 +76,11 @@ def evaluate(
                 del found
                 if large:
                     pending.result()
+                done += 1
                 bar.update()
             if pending is not None:
                 pending.result()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"after {bar.n} of {len(share)} images") from None
+            raise KeyboardInterrupt(f"after {done} of {len(share)} images") from None
     evaluator.gather()
     return evaluator

@@ -105,7 +105,8 @@ def found_regions(results: Sequence[Mapping], labels: Mapping[int, int]) -> Foun
         areas = boxes[:, 2] * boxes[:, 3]
     else:
         boxes = np.reshape(rle.toBbox(codes), (-1, 4)) if codes else np.zeros((0, 4))
-        areas = np.array(rle.area(codes) if codes else [], np.float64)
+        # One by one: given more than 255, pycocotools 2.0 fails with NumPy 2.
+        areas = np.array([rle.area(code) for code in codes], np.float64)
     return Found(
         np.array([labels[result["category_id"]] for result in results], np.int64),
         np.array([result["score"] for result in results], np.float64),

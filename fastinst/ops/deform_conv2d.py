@@ -2,16 +2,15 @@
 
     out[y] = bias + sum over taps k of weight[:, :, k] @ mask[k, y] * input(y s - p + k d + offset)
 
-where input(.) is bilinear with zeros outside. Sampling rows are computed once per pixel
-and tap and shared by all channels; columns are gathered channels-last, so that each corner is
-one contiguous row; the rest is a matrix product. Coordinates are float32 or wider.
+where input(.) is bilinear with zeros outside: sampling (`deform_sampling`), then a matrix product.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fastinst.ops.deform_sampling import gather_columns, pixel_rows, sampling_taps
 
 
 def deform_conv2d(
@@ -66,8 +65,8 @@ def definition(
     dilation: list[int],
     relu: bool,
 ) -> Tensor:
-    taps = _sampling_taps(input, offset, mask, weight, stride, padding, dilation)
-    columns = _gather_columns(input, weight, taps)
+    taps = sampling_taps(input, offset, mask, weight, stride, padding, dilation)
+    columns = gather_columns(input, weight, taps)
     with torch.autocast(input.device.type, enabled=False):  # it would round the columns
         grouped = _grouped_weight(input, weight, columns.dtype)
         out = torch.einsum("blkgi,goik->blgo", columns, grouped).flatten(2)  # [B, h w, C_out]
@@ -91,14 +90,14 @@ def backward_definition(
     dilation: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of input, offset, weight, bias and mask (of no elements without a mask)."""
-    taps = _sampling_taps(input, offset, mask, weight, stride, padding, dilation)
-    columns = _gather_columns(input, weight, taps)
+    taps = sampling_taps(input, offset, mask, weight, stride, padding, dilation)
+    columns = gather_columns(input, weight, taps)
     dtype = columns.dtype
     grad = grad.flatten(2).transpose(1, 2).to(dtype)  # [B, h w, C_out]
     grad_out = grad.unflatten(2, (columns.shape[3], -1))
     grad_weight = torch.einsum("blgo,blkgi->goik", grad_out, columns)
     grad_columns = torch.einsum("blgo,goik->blkgi", grad_out, _grouped_weight(input, weight, dtype))
-    rows = _rows(input, taps).to(dtype)
+    rows = pixel_rows(input, taps).to(dtype)
     # [B, l, K, G, C / G]
     grad_columns = grad_columns.reshape(*taps.modulation.shape, rows.shape[1])
     grad_rows = torch.zeros_like(rows)
@@ -129,82 +128,6 @@ _deform_conv2d = torch.library.custom_op("fastinst::deform_conv2d", mutates_args
 _deform_conv2d_backward = torch.library.custom_op(
     "fastinst::deform_conv2d_backward", mutates_args=()
 )(backward_definition)
-
-
-class _Taps(NamedTuple):
-    """Where the columns come from: four corners, each [B, l, K, G] for l = h w output pixels."""
-
-    rows: tuple[Tensor, ...]  # int64 into `_rows`
-    weights: tuple[Tensor, ...]  # bilinear, 0 for a corner outside
-    weights_dy: tuple[Tensor, ...]  # their derivatives
-    weights_dx: tuple[Tensor, ...]
-    modulation: Tensor  # [B, l, K, G], the mask of v2, else 1
-
-
-def _sampling_taps(input, offset, mask, weight, stride, padding, dilation) -> _Taps:
-    kernel_height, kernel_width = weight.shape[2:]
-    batch, _, out_height, out_width = offset.shape
-    height, width = input.shape[2:]
-    num_taps = kernel_height * kernel_width
-    groups = offset.shape[1] // (2 * num_taps)
-    dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
-    device = input.device
-
-    num_pixels = out_height * out_width
-    pixel = torch.arange(num_pixels, device=device)[:, None, None]
-    tap = torch.arange(num_taps, device=device)[:, None]
-    y = pixel // out_width * stride[0] - padding[0] + tap // kernel_width * dilation[0]
-    x = pixel % out_width * stride[1] - padding[1] + tap % kernel_width * dilation[1]
-    offset = offset.to(dtype).reshape(batch, groups, num_taps, 2, num_pixels)
-    offset = offset.permute(3, 0, 4, 2, 1)
-    y, x = y + offset[0], x + offset[1]
-    modulation = (
-        torch.ones_like(y)
-        if mask is None
-        else mask.to(dtype).reshape(batch, groups, num_taps, num_pixels).permute(0, 3, 2, 1)
-    )
-
-    # Clamping keeps huge and non-finite offsets inside the integers; what lies a pixel or more
-    # outside has no weight either way.
-    inside = (y > -1) & (y < height) & (x > -1) & (x < width)
-    y, x = y.clamp(-1, height), x.clamp(-1, width)
-    top, left = y.floor(), x.floor()
-    fraction_y, fraction_x = y - top, x - left
-    image = torch.arange(batch, device=device)[:, None, None, None]
-    group = torch.arange(groups, device=device)
-    corners = []
-    for below in (0, 1):
-        for right in (0, 1):
-            row, column = top.long() + below, left.long() + right
-            valid = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
-            weight_y = fraction_y if below else 1 - fraction_y
-            weight_x = fraction_x if right else 1 - fraction_x
-            corners.append(
-                (
-                    ((image * height + row) * width + column) * groups + group,
-                    torch.where(valid, weight_y * weight_x, 0.0),
-                    torch.where(valid, weight_x if below else -weight_x, 0.0),
-                    torch.where(valid, weight_y if right else -weight_y, 0.0),
-                )
-            )
-    return _Taps(*zip(*corners, strict=True), modulation)
-
-
-def _rows(input: Tensor, taps: _Taps) -> Tensor:
-    """[B, C, H, W] to one row of channels per image, pixel and offset group: [B H W G, C / G]."""
-    return input.permute(0, 2, 3, 1).reshape(-1, input.shape[1] // taps.modulation.shape[3])
-
-
-def _gather_columns(input: Tensor, weight: Tensor, taps: _Taps) -> Tensor:
-    """[B, l, K, groups, C / groups], sampled and modulated."""
-    rows = _rows(input, taps).to(taps.modulation.dtype)
-    columns = sum(
-        rows[index] * (corner * taps.modulation).unsqueeze(-1)
-        for index, corner in zip(taps.rows, taps.weights, strict=True)
-    )
-    group_channels = weight.shape[1]
-    return columns.reshape(*columns.shape[:3], input.shape[1] // group_channels, group_channels)
 
 
 def _grouped_weight(input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:

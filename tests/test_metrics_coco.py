@@ -1,64 +1,23 @@
 import json
 import math
-import os
-import weakref
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from small_coco import ColourModel, polygon, write_coco
-
-import fastinst.metrics.coco as coco_metrics
-from fastinst.data.coco import load_coco
-from fastinst.errors import InputError
-from fastinst.metrics.coco import (
-    STATISTICS,
-    CocoEvaluator,
-    evaluate,
-    format_table,
-    match_classes,
+from coco_cases import (
+    PLACES,
+    TWO_REDS,
+    edit,
+    instances,
+    load,
+    pycocotools_evaluation,
+    random_images,
 )
-from fastinst.results import Instances
+from pycocotools import mask as rle
+from small_coco import polygon, write_coco
 
-
-def instances(*found, size=(64, 96)):
-    """Instances of (score, label, left, top, right, bottom) each."""
-    masks = torch.zeros(len(found), *size, dtype=torch.bool)
-    for mask, (_, _, left, top, right, bottom) in zip(masks, found, strict=True):
-        mask[top:bottom, left:right] = True
-    return Instances.from_masks(
-        torch.tensor([f[0] for f in found]),
-        torch.tensor([f[1] for f in found], dtype=torch.int64),
-        masks,
-    )
-
-
-def load(path):
-    return load_coco(path, path.parent / path.stem)
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def pycocotools_evaluation(path, results):
-    """COCOeval on the file itself and on results that went through JSON."""
-    reference = COCO(str(path))
-    evaluation = COCOeval(reference, reference.loadRes(json.loads(json.dumps(results))), "segm")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return evaluation
-
-
-TWO_REDS = [(0, 0, 0, 32, 32), (0, 48, 0, 80, 32)]
+from fastinst.metrics.average_precision import STATISTICS
+from fastinst.metrics.coco import CocoEvaluator
+from fastinst.metrics.table import format_table
 
 
 def test_ap_of_one_hit_and_one_miss_is_the_recalls_up_to_one_half(tmp_path):
@@ -68,7 +27,7 @@ def test_ap_of_one_hit_and_one_miss_is_the_recalls_up_to_one_half(tmp_path):
     summary = evaluator.summarize()
     # Precision is 1 at the recalls 0, 0.01, ..., 0.5 and 0 at the other 50.
     assert summary["AP"] == pytest.approx(100 * 51 / 101)
-    assert summary["AP50"] == summary["AP75"] == summary["per_class"]["red"] == summary["AP"]
+    assert summary["AP50"] == summary["AP75"] == summary["per_class"]["red"]["AP"] == summary["AP"]
     assert summary["AR100"] == pytest.approx(50)
     assert summary["instances"] == 2 and summary["images"] == 1
 
@@ -96,7 +55,7 @@ def test_nothing_found_is_zero(tmp_path):
     assert evaluator.summarize()["AP"] == 0
     evaluator.update(1, instances())
     summary = evaluator.summarize()
-    assert summary["AP"] == summary["AR100"] == summary["per_class"]["red"] == 0
+    assert summary["AP"] == summary["AR100"] == summary["per_class"]["red"]["AP"] == 0
     assert evaluator.results() == []
 
 
@@ -105,7 +64,7 @@ def test_classes_without_ground_truth_are_nan_and_the_table_says_so(tmp_path):
     evaluator = CocoEvaluator(dataset)
     evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32), (0.8, 1, 0, 0, 32, 32)))
     summary = evaluator.summarize()
-    assert math.isnan(summary["per_class"]["green"]) and math.isnan(summary["APl"])
+    assert math.isnan(summary["per_class"]["green"]["AP"]) and math.isnan(summary["APl"])
     table = format_table(summary)
     assert "no ground truth" in table and "2 of 3 classes" in table and "50.5" in table
 
@@ -138,25 +97,6 @@ def test_a_table_of_many_classes_has_even_columns(tmp_path):
     assert len(lines[1]) == len(lines[1].rstrip()) and lines[1].count("class") == 3
 
 
-def random_images(rng, count):
-    """Rectangles and what is found of them: shifted, mislabelled, made up, empty."""
-    truth, found = [], []
-    for _ in range(count):
-        boxes = [
-            (int(rng.integers(3)), x, y, x + int(rng.integers(4, 48)), y + int(rng.integers(4, 32)))
-            for x, y in rng.integers(0, 48, (rng.integers(0, 6), 2)).tolist()
-        ]
-        guesses = []
-        for label, left, top, right, bottom in boxes * 2:
-            shift = int(rng.integers(0, 6))
-            label = label if rng.random() < 0.8 else int(rng.integers(3))
-            guesses.append((rng.random(), label, left + shift, top, right, bottom))
-        guesses.append((0.0, 0, 5, 5, 5, 5))
-        found.append(instances(*sorted(guesses, reverse=True)))
-        truth.append(boxes)
-    return truth, found
-
-
 def test_the_numbers_are_those_of_pycocotools_on_the_full_list(tmp_path):
     truth, found = random_images(np.random.default_rng(0), 30)
     path = write_coco(tmp_path, truth)
@@ -186,11 +126,11 @@ def test_the_numbers_are_those_of_pycocotools_on_the_full_list(tmp_path):
             )
     evaluation = pycocotools_evaluation(path, everything)
     summary = evaluator.summarize()
-    for name, i in STATISTICS.items():
+    for name, i in PLACES.items():
         expected = evaluation.stats[i]
         assert math.isnan(summary[name]) if expected == -1 else summary[name] == 100 * expected
-    for k, ap in enumerate(summary["per_class"].values()):
-        assert ap == 100 * evaluation.eval["precision"][:, :, k, 0, 2].mean()
+    for k, numbers in enumerate(summary["per_class"].values()):
+        assert numbers["AP"] == 100 * evaluation.eval["precision"][:, :, k, 0, 2].mean()
     assert 5 < summary["AP"] < 95 and len(evaluator.results()) == len(everything) - 30
 
 
@@ -204,7 +144,7 @@ def test_written_results_evaluate_to_the_same_numbers(tmp_path):
     evaluation = pycocotools_evaluation(path, evaluator.results())
     summary = evaluator.summarize()
     for name in ("AP", "APs", "APm"):
-        assert summary[name] == 100 * evaluation.stats[STATISTICS[name]] >= 0
+        assert summary[name] == 100 * evaluation.stats[PLACES[name]] >= 0
 
 
 def test_annotation_0_counts_as_any_other(tmp_path):
@@ -304,77 +244,3 @@ def test_only_the_given_images_count_and_an_update_replaces_the_last(tmp_path):
     evaluator.update(1, instances((0.9, 0, 0, 0, 32, 32)))
     assert evaluator.summarize()["AP"] == pytest.approx(100)
     assert len(evaluator.results()) == 1
-
-
-def test_evaluate_finds_the_rectangles_and_restores_the_mode(tmp_path):
-    rectangles = [[(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)], [(2, 16, 16, 80, 56)], []]
-    dataset = load(write_coco(tmp_path, rectangles))
-    model = ColourModel().train()
-    evaluator = evaluate(model, dataset, "cpu", workers=0, progress=False)
-    assert model.training
-    assert evaluator.summarize()["AP"] == pytest.approx(100)
-    first = evaluate(model.eval(), dataset, "cpu", max_images=1, workers=0, progress=False)
-    assert not model.training
-    assert {result["image_id"] for result in first.results()} == {1}
-    assert first.summarize()["images"] == 1
-
-
-def test_evaluate_holds_the_masks_of_one_image_at_a_time(tmp_path, monkeypatch):
-    dataset = load(write_coco(tmp_path, [[(0, 0, 0, 32, 32)]] * 4))
-    alive, counts = [], []
-
-    def watched(*args):
-        counts.append(sum(mask() is not None for mask in alive))
-        found = original(*args)
-        alive.append(weakref.ref(found[0].packed.untyped_storage()))
-        return found
-
-    original = coco_metrics.postprocess
-    monkeypatch.setattr(coco_metrics, "postprocess", watched)
-    evaluator = evaluate(ColourModel(), dataset, "cpu", workers=0, progress=False)
-    assert counts == [0, 0, 0, 0]
-    assert alive[-1]() is None and len(evaluator.results()) > 0
-
-
-def test_classes_are_matched_by_name(tmp_path):
-    path = write_coco(tmp_path, [[(1, 0, 0, 32, 32)]], names=("a", "b", "c"))
-    dataset = load(path)
-    assert match_classes(("c", "other", "a", "b"), 4, dataset).tolist() == [2, -1, 0, 1]
-    assert match_classes(None, 3, dataset).tolist() == [0, 1, 2]
-    with pytest.raises(InputError, match="1 of the 3 classes .*: c "):
-        match_classes(("a", "b"), 2, dataset)
-    with pytest.raises(InputError, match="80 classes.*has 3"):
-        match_classes(None, 80, dataset)
-    labels = match_classes(("x", "b", "a", "c"), 4, dataset)
-    evaluator = evaluate(ColourModel(4), dataset, "cpu", labels=labels, workers=0, progress=False)
-    assert evaluator.summarize()["per_class"]["b"] == pytest.approx(100)
-    assert {result["category_id"] for result in evaluator.results()} <= {3, 7, 20}
-    with pytest.raises(InputError, match="4 classes"):
-        evaluate(ColourModel(4), dataset, "cpu", workers=0, progress=False)
-
-
-def _evaluate_share(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-    dataset = load(folder / "val.json")
-    for count in (5, 2):
-        evaluator = evaluate(
-            ColourModel(), dataset, "cpu", max_images=count, workers=0, progress=False
-        )
-        numbers = [evaluator.results(), evaluator.summarize() if rank == 0 else None]
-        (folder / f"{count} {rank}.json").write_text(json.dumps(numbers))
-    dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # gloo's threads can abort a normal end: pytorch/pytorch#179291
-
-
-def test_three_processes_get_the_numbers_of_one(tmp_path):
-    truth, _ = random_images(np.random.default_rng(2), 5)
-    dataset = load(write_coco(tmp_path, truth))
-    mp.spawn(_evaluate_share, (tmp_path,), nprocs=3)
-    for count, shares in ((5, [{1, 4}, {2, 5}, {3}]), (2, [{1}, {2}, set()])):
-        alone = evaluate(ColourModel(), dataset, "cpu", max_images=count, workers=0, progress=False)
-        text = (tmp_path / f"{count} 0.json").read_text()
-        assert text == json.dumps([alone.results(), alone.summarize()])
-        for rank in (1, 2):
-            results, _ = json.loads((tmp_path / f"{count} {rank}.json").read_text())
-            assert {r["image_id"] for r in results} <= shares[rank]

@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastinst.data.dataset import ImageRecord
 from fastinst.files import write_whole
-from fastinst.ops import unpack_bits
+from fastinst.ops import pack_bits, unpack_bits
+from fastinst.ops.bits import packed_length
+from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.picture_labels import Box, Labels
 from fastinst.results import Instances
 
@@ -131,11 +133,14 @@ def _slide(values: np.ndarray, size: int, combine: np.ufunc) -> np.ndarray:
 def ground_truth_instances(record: ImageRecord) -> Instances:
     """The annotations of an image as Instances with score 1, without crowds."""
     annotations = [a for a in record.annotations if not a.iscrowd]
-    masks = np.zeros((len(annotations), record.height, record.width), dtype=bool)
-    for i, annotation in enumerate(annotations):
-        masks[i] = annotation.mask(record.height, record.width)
+    count, (height, width) = len(annotations), (record.height, record.width)
+    boxes = torch.zeros(count, 4)
+    packed = torch.zeros(count, height, packed_length(width), dtype=torch.int32)
+    for i, annotation in enumerate(annotations):  # all of them at once may be gigabytes
+        mask = torch.from_numpy(annotation.mask(height, width))[None]
+        boxes[i : i + 1], packed[i : i + 1] = mask_boxes(mask), pack_bits(mask)
     labels = torch.tensor([a.label for a in annotations], dtype=torch.int64)
-    return Instances.from_masks(torch.ones(len(annotations)), labels, torch.from_numpy(masks))
+    return Instances(torch.ones(count), labels, boxes, packed, (height, width))
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:

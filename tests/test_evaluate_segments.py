@@ -70,7 +70,8 @@ def test_panoptic(root):
         expected.update(SegmentMap.of(record), found)
     assert np.array_equal(quality.counts, expected.counts) and quality.images == 3
     summary = quality.summarize()
-    assert 80 < summary["PQ"] < 100 and summary["stuff"]["PQ"] > 90  # but for blocks of 8 pixels
+    # Blocks of 8 pixels are too coarse for people.
+    assert 60 < summary["PQ"] < 100 and summary["per_class"]["road"]["PQ"] > 85
 
 
 def test_semantic(root):

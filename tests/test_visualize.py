@@ -238,3 +238,11 @@ def test_ground_truth_instances_leave_crowds_out(tmp_path):
     assert found.masks[1, 8:32, 48:80].all() and found.masks[1].sum() == 24 * 32
     empty = ground_truth_instances(second)
     assert len(empty) == 0 and empty.masks.shape == (0, 64, 96) and empty.boxes.shape == (0, 4)
+
+
+def test_masks_are_never_unpacked_all_at_once(monkeypatch, tmp_path):
+    path = write_coco(tmp_path, [[(0, 0, 0, 32, 32), (2, 48, 8, 80, 32)]])
+    (record,) = load_coco(path, tmp_path / "val").images
+    monkeypatch.setattr(Instances, "masks", property(lambda self: pytest.fail("unpacked")))
+    picture = overlay(grey(64, 96), ground_truth_instances(record), ("a", "b", "c"))
+    assert (picture[2:30, 2:30] != 128).any()

@@ -10,7 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastinst.queries import PositionEmbedding
 
-# At D3-R50-640 in float32 a size takes 62 MB, most of them for the attentions' terms.
+# At D3-R50-640 in float32 a size takes 64 MB, most of them for the attentions' terms.
 KEPT_SIZES = 4
 
 

@@ -78,7 +78,8 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
             )
     except KeyboardInterrupt as stop:
         if processes.leads:
-            print(f"interrupted {stop}; nothing was written".replace("  ", " "), file=sys.stderr)
+            where = f" {stop}" if str(stop) else ""
+            print(f"interrupted{where}; nothing was written", file=sys.stderr)
         return 130
     seconds = time.perf_counter() - start
 

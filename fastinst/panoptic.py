@@ -64,7 +64,7 @@ def panoptic(
         for part, mask_logits in resized_in_parts(masks[kept], *sizes):
             probability = mask_logits.sigmoid()
             in_mask = probability >= 0.5
-            mask_areas.append(in_mask.sum(dim=(1, 2)))
+            mask_areas.append(in_mask.count_nonzero(dim=(1, 2)))
             value, query = (probability * scores[part, None, None]).max(dim=0)
             better = value > best
             best = torch.where(better, value, best)

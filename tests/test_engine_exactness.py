@@ -24,7 +24,7 @@ def test_in_float64_it_is_the_model(name):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", fastinst.list_models())
+@pytest.mark.parametrize("name", ["fastinst-d1-r18-192", "fastinst-d1-r50d-dcn-576"])
 def test_in_float32_it_errs_like_the_model(name):
     """Measured against float64. oneDNN adds up long sums in one go, which MKL does in parts, and so
     errs 1.1 to 1.5 times as much. Where a logit is about 0, a bit of an attention mask may flip in
@@ -33,7 +33,7 @@ def test_in_float32_it_errs_like_the_model(name):
     model = make_model(name)
     exact, network = copy.deepcopy(model).double(), prepare(model)
     errors = {"plain": [], "engine": []}
-    for _ in range(5):
+    for _ in range(15):
         batch = random_batch(exact, (64, 64))
         expected = exact(batch)
         for kind, run in (("plain", model), ("engine", network)):

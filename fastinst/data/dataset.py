@@ -9,6 +9,9 @@ from pycocotools import mask as mask_utils
 
 from fastinst.errors import InputError
 
+# What is learnt: objects; objects and stuff, apart; or what class each pixel has.
+TASKS = ("instance", "panoptic", "semantic")
+
 
 class MissingSplit(InputError):
     """A data set is there, but without the wanted split; the message says what was looked for."""

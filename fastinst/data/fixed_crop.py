@@ -20,6 +20,12 @@ class FixedCrop:
     short_edges: tuple[int, ...] = tuple(range(800, 1025, 32))
     flip_probability: float = 0.5
 
+    @classmethod
+    def for_size(cls, short_edge: int) -> "FixedCrop":
+        """For a model whose largest shortest edge is `short_edge` instead of 1024."""
+        scaled = [max(1, round(edge * short_edge / 1024)) for edge in cls.short_edges]
+        return cls((max(1, short_edge // 2), short_edge), tuple(scaled))
+
     def draw(self, height: int, width: int, rng: np.random.Generator) -> View:
         """A random view of an image of this size."""
         scaled = shortest_edge_size(height, width, int(rng.choice(self.short_edges)))

@@ -5,6 +5,7 @@ interpolated once. Polygons are moved as coordinates and filled at the final siz
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -124,6 +125,13 @@ class View:
             columns = self.width - 1 - columns
         columns = left + (columns + 0.5) * (right - left) / self.width
         return source[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+class Views(Protocol):
+    """Settings of random views."""
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> View:
+        """A random view of an image of this size."""
 
 
 def random_window(

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fastinst.backbone import DeformableConv2d
-from fastinst.config import ModelConfig
 from fastinst.decoder import MLP, Attention, FeedForward
 from fastinst.engine.convolution import Convolution, DeformableConvolution, convolution
 from fastinst.engine.decoder import PreparedAttention, PreparedFeedForward, prepared_mlp
@@ -18,6 +17,9 @@ from fastinst.targets import padded_size
 
 # Of a layer's attentions, those with pixels on one side, whose positions are always the same.
 FIXED = {"pixel_attention": "x", "query_attention": "memory", "self_attention": ""}
+
+# Image edges of the passes that show a network's shapes.
+SURVEYED = (64, 128)
 
 
 @torch.no_grad()
@@ -42,7 +44,7 @@ def prepare(
     exact = copy.deepcopy(model).eval().requires_grad_(False).cpu().double()
     network = copy.deepcopy(model).eval().requires_grad_(False).to(device, dtype)
 
-    input_sizes, norms = _survey(model.config)
+    input_sizes, norms = _survey(exact)
     for name, input_size in input_sizes.items():
         norm = norms.get(name)
         # Offsets of some pixels, in bfloat16, would be rounded to hundredths of a pixel.
@@ -75,28 +77,42 @@ def prepare(
     return PreparedNetwork(network)
 
 
-def _survey(config: ModelConfig) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """What a pass of a test image does, without data: the size of each convolution's input, and
-    the norm that follows it in the backbone, by their names.
+def _survey(model: FastInst) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """What a pass of a test image does: the size of each convolution's input, and the norm that
+    follows it in the backbone, by their names.
     """
-    with torch.device("meta"):
-        twin = FastInst(config).eval()
-    names = {module: name for name, module in twin.named_modules()}
-    sizes, norms = {}, {}
+    names = {module: name for name, module in model.named_modules()}
+    seen, norms = {}, {}
+    apply = model.backbone.normalised()
 
     def note_size(conv: nn.Module, inputs: tuple[Tensor]) -> None:
-        sizes[names[conv]] = list(inputs[0].shape)
+        seen.setdefault(names[conv], set()).add(inputs[0].shape)
 
     def note_norm(conv, norm, x, add=None, relu=False) -> Tensor:
         norms[names[conv]] = names[norm]
-        return conv(x)
+        conv(x)  # which `apply` does not call if it folds the norm into the weight
+        return apply(conv, norm, x, add, relu)
 
-    for module in names:
-        if isinstance(module, nn.Conv2d | DeformableConv2d):
-            module.register_forward_pre_hook(note_size)
-    twin.backbone.normalised = lambda: note_norm
-    height, width = padded_size(config.test_short_edge, config.test_max_edge)
-    twin(torch.empty(1, 3, height, width, device="meta"))
+    hooks = [
+        module.register_forward_pre_hook(note_size)
+        for module in names
+        if isinstance(module, nn.Conv2d | DeformableConv2d)
+    ]
+    model.backbone.normalised = lambda: note_norm
+    # Two small passes tell which sizes grow with the image; the pooled ones do not.
+    for edge in SURVEYED:
+        model(torch.zeros(1, 3, edge, edge, dtype=model.dtype))
+    del model.backbone.normalised
+    for hook in hooks:
+        hook.remove()
+
+    full = padded_size(model.config.test_short_edge, model.config.test_max_edge)
+    sizes = {}
+    for name, shapes in seen.items():
+        small, large = min(shapes), max(shapes)
+        lengths = zip(small[2:], large[2:], full, strict=True)
+        size = [b * edge // SURVEYED[1] if b > a else b for a, b, edge in lengths]
+        sizes[name] = [1, large[1], *size]
     return sizes, norms
 
 

@@ -97,7 +97,9 @@ def resized_in_parts(
         logits = mask_logits[part, None].to(exact)
         logits = F.interpolate(logits, size=tuple(padded_size), mode="bilinear")
         logits = logits[:, :, : image_size[0], : image_size[1]]
-        yield part, F.interpolate(logits, size=tuple(output_size), mode="bilinear")[:, 0]
+        if logits.shape[2:] != tuple(output_size):  # to the same size it changes no bit
+            logits = F.interpolate(logits, size=tuple(output_size), mode="bilinear")
+        yield part, logits[:, 0]
 
 
 _read_out_masks = torch.library.custom_op("fastinst::read_out_masks", mutates_args=())(definition)

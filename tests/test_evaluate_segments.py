@@ -41,7 +41,7 @@ class TruthTeller:
         assert batch.shape == (1, 3, *SIZE)
         record = next(self.records)
         self.seen.append(record.id)
-        logits = torch.full((1, len(record.annotations), 21), -20.0)
+        logits = torch.full((1, len(record.annotations), 21), -20.0, device="cpu")
         masks = np.stack([a.mask(*SIZE) for a in record.annotations]).astype(np.float32)
         for query, annotation in enumerate(record.annotations):
             logits[0, query, self.class_names.index(NAMES[annotation.label])] = 20
@@ -107,9 +107,9 @@ def test_classes_that_the_data_set_lacks_are_void(root):
 
 
 def only_trees(batch):
-    logits = torch.full((1, 1, 21), -20.0)
+    logits = torch.full((1, 1, 21), -20.0, device="cpu")
     logits[0, 0, 1 + NAMES[::-1].index("sky")] = 20
-    return {"pred_logits": logits, "pred_masks": torch.full((1, 1, 8, 16), 9.0)}
+    return {"pred_logits": logits, "pred_masks": torch.full((1, 1, 8, 16), 9.0, device="cpu")}
 
 
 def test_things_and_stuff_must_be_known(root):

@@ -1,6 +1,7 @@
 """Panoptic and semantic segmentation from a model's outputs."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,13 @@ def panoptic_definition(logits, masks, padded, image, output, is_thing, score_th
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 0.8]), st.sampled_from([0, 0.5, 0.8]))
-def test_panoptic_is_its_definition(seed, score_threshold, overlap_threshold):
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 0.3, 0.8]),
+    st.sampled_from([0, 0.5, 0.8]),
+    st.sampled_from([1, 2, 100]),
+)
+def test_panoptic_is_its_definition(seed, score_threshold, overlap_threshold, masks_at_once):
     rng = np.random.default_rng(seed)
     logits = torch.as_tensor(rng.normal(0, 3, (2, 7, 4)))
     masks = torch.as_tensor(rng.normal(0, 4, (2, 7, 2, 3)))
@@ -93,12 +99,15 @@ def test_panoptic_is_its_definition(seed, score_threshold, overlap_threshold):
     is_thing = (True, False, False)
     thresholds = score_threshold, overlap_threshold
     batch = {"pred_logits": logits, "pred_masks": masks}
-    found = panoptic(batch, sizes, outputs, is_thing, *thresholds)
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["fastinst.ops.read_out_masks"]
+        patch.setattr(module, "CHUNK_ELEMENTS", masks_at_once * 16 * 24)
+        found = panoptic(batch, sizes, outputs, is_thing, *thresholds)
     for i, segment_map in enumerate(found):
         ids, segments = panoptic_definition(
             logits[i], masks[i], (16, 24), sizes[i], outputs[i], is_thing, *thresholds
         )
-        np.testing.assert_array_equal(segment_map.ids.numpy(), ids)
+        np.testing.assert_array_equal(segment_map.ids.cpu().numpy(), ids)
         assert [(s.id, s.label) for s in segment_map.segments] == segments
 
 
@@ -127,6 +136,19 @@ def test_a_query_that_another_one_covers_is_left_out():
     outputs, *sizes = flat_outputs([0, 1, 0], [0.7, 0.9, 0.6])
     (found,) = panoptic(outputs, *sizes, (True, False, False))
     assert [s[:2] for s in found.segments] == [(1, 1)] and (found.ids == 1).all()
+
+
+def test_a_query_with_just_the_part_that_it_needs_stays():
+    outputs, *sizes = flat_outputs([0, 1], [0.9, 0.9])
+    outputs["pred_masks"] = torch.tensor([[[[3.0, 3], [3, 3]], [[-3, -3], [-3, 9]]]])
+    probability = F.interpolate(outputs["pred_masks"][0][None], size=(16, 16), mode="bilinear")
+    first, second = probability[0].sigmoid()
+    part = float((first >= second).sum() / (first >= 0.5).sum())
+    assert 0.5 < part < 1
+    (found,) = panoptic(outputs, *sizes, (True, False, False), overlap_threshold=part)
+    assert [segment.label for segment in found.segments] == [0, 1]
+    (found,) = panoptic(outputs, *sizes, (True, False, False), overlap_threshold=part + 1e-9)
+    assert [segment.label for segment in found.segments] == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

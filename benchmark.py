@@ -151,7 +151,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", nargs="?", help=f"a checkpoint, or one of {', '.join(list_models())}")
+    add("model", nargs="?", help=f"a checkpoint, an exported file, or {', '.join(list_models())}")
     add("--weights", action="store_true", help="the released weights of a model's name")
     add("--paper-table", action="store_true", help="the paper's five models beside its speeds")
     add("--ops", action="store_true", help="the operators beside what one would use instead")
@@ -160,7 +160,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--protocol", choices=PROTOCOLS, default="paper", help="what end to end spans")
     add("--compare", action="store_true", help="the release, the model and its engine in turn")
     add("--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
-    add("--dtype", help="of the engine; float32, but for the protocol deploy auto, by default")
+    add("--dtype", help="of the engine; default: float32, or for the protocol deploy auto")
     add("--height", type=int, help="of the original image, 480 by default")
     add("--width", type=int, help="of the original image, 640 by default")
     add("--images", type=Path, help="a folder of images to take in turn; default: random pixels")
@@ -207,7 +207,7 @@ def make_variants(
     args: argparse.Namespace, name: str, size: int | None, device: torch.device
 ) -> tuple[list[Variant], str]:
     """What is measured of a model, all with the same weights, and where those are from."""
-    if Path(name).suffix in ARTEFACTS:
+    if Path(name).suffix.lower() in ARTEFACTS:
         if size or args.compare or args.variants or args.dtype:
             raise InputError(
                 f"{name} is measured as it was exported: without --size, --compare, --variants and "

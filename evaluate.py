@@ -19,7 +19,7 @@ from tqdm import tqdm
 from fastinst.data.dataset import Dataset
 from fastinst.data.formats import load_dataset
 from fastinst.device import choose_device
-from fastinst.errors import InputError, run
+from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import check_output_file, make_output_folder, write_whole
 from fastinst.metrics.coco import CocoEvaluator
 from fastinst.metrics.evaluate import evaluate
@@ -64,7 +64,9 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
             name, how = args.predictions.name, {}
             evaluator = compare_predictions(args, dataset, kept)
         else:
-            predictor = Predictor(args.weights, device, args.dtype)
+            # "auto" is a GPU, but for a file that nothing installed runs there.
+            chosen = None if args.device == "auto" else device
+            predictor = Predictor(args.weights, chosen, args.dtype)
             name = predictor.name
             how = {"device": str(predictor.device), "dtype": str(predictor.dtype).split(".")[-1]}
             start = time.perf_counter()
@@ -134,7 +136,7 @@ def compare_predictions(args: argparse.Namespace, dataset: Dataset, kept: dict) 
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -142,16 +144,17 @@ def parse_arguments() -> argparse.Namespace:
     add("--predictions", type=Path, help="in place of a model: results of any, a JSON as COCO's")
     add("--data", required=True, help="its folder, COCO JSON or YOLO data.yaml")
     add("--images", help="folder of a COCO JSON's images, if they are elsewhere")
-    add("--split", choices=("train", "val"), default="val")
+    add("--split", choices=("train", "val"), default="val", help="of the data [val]")
     add("--metrics", nargs="+", choices=METRICS, default=["mask", "box"], help="[mask box]")
-    add("--device", default="auto")
-    add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="float32")
-    add("--batch-size", type=int, default=1, help="images at a time; AP does not depend on it")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 or mps [a GPU where there is one]")
+    dtypes = ("auto", "float32", "float16", "bfloat16")
+    add("--dtype", choices=dtypes, default="float32", help="[float32]; auto: the fastest here")
+    add("--batch-size", type=int, default=1, help="images at a time; no matter for AP [1]")
     add("--output", type=Path, help="write the numbers to this JSON")
     add("--results", type=Path, help="write all results to this JSON, as COCO does")
     add("--report", type=Path, help="draw precision over recall and the worst mistakes, a folder")
     add("--max-images", type=int, help="evaluate only the first so many images")
-    add("--workers", type=int, default=2, help="threads that read images")
+    add("--workers", type=int, default=2, help="threads that read images [2]")
     args = parser.parse_args()
     if (args.weights is None) == (args.predictions is None):
         parser.error("give a model, or --predictions with a file of results")

@@ -10,6 +10,7 @@ written and the exit code is 1.
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from fastinst.config import ModelConfig
+from fastinst.data.augment import shortest_edge_size
 from fastinst.data.demo import draw
 from fastinst.data.images import list_images, read_image
 from fastinst.errors import InputError, run
@@ -94,6 +96,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    if args.images and not args.dynamic:
+        print(compare_padding(model.config, images, shape[1:]), end="")
     return 0
 
 
@@ -126,6 +130,22 @@ def photographs(folder: Path | None, count: int) -> Iterator[np.ndarray]:
         yield from (draw(np.random.default_rng(number))[0] for number in range(count))
     else:
         yield from map(read_image, list_images(folder)[:count])
+
+
+def compare_padding(config: ModelConfig, images: list[np.ndarray], size: tuple[int, int]) -> str:
+    """What to export instead where the model, which pads each image no more than it must, would
+    see images as the file does not: the gate compares both on the file's own batches."""
+    edges = config.test_short_edge, config.test_max_edge
+    sizes = [padded_size(*shortest_edge_size(*image.shape[:2], *edges)) for image in images]
+    others = Counter(own for own in sizes if own != size)
+    if not others:
+        return ""
+    ((height, width), count), *_ = others.most_common()
+    return (
+        f"note: the model itself pads {others.total()} of the {len(images)} images to another size "
+        f"than this file's, with somewhat different results: --size {height} {width} is right for "
+        f"{count} of them, --dynamic for all\n"
+    )
 
 
 def describe(metadata: Metadata) -> str:

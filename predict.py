@@ -26,7 +26,7 @@ from tqdm import tqdm
 from fastinst.data.dataset import Dataset, ImageRecord
 from fastinst.data.formats import load_dataset
 from fastinst.data.images import list_images, read_image
-from fastinst.errors import InputError, run
+from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import make_output_folder, write_whole
 from fastinst.picture_pipeline import run_pipeline
 from fastinst.predictor import Predictor
@@ -38,11 +38,21 @@ from fastinst.visualize import ground_truth_instances, overlay, save_jpeg, side_
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    processes, code = Processes.find(), 2
+    with processes.telling_one_error("predictions.json was not written"):
+        args = parse_arguments()
+        processes = processes.connect(torch.device("cpu"))
+        code = predict(args, processes)
+        processes.leave()
+    return code
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", help="a checkpoint, an exported file or a released model's name")
     parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to keep")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to keep [0.5]")
     parser.add_argument("--max-instances", type=int, default=100, help="per image [100]")
     parser.add_argument("--batch-size", type=int, default=1, help="images at once [1]")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps [a GPU where there is one]")
@@ -57,13 +67,7 @@ def main() -> int:
         parser.error("--threshold must be from 0 to 1")
     if args.images and not args.ground_truth:
         parser.error("--images is the folder of the images of --ground-truth; name that too")
-
-    processes, code = Processes.find(), 2
-    with processes.telling_one_error("predictions.json was not written"):
-        processes = processes.connect(torch.device("cpu"))
-        code = predict(args, processes)
-        processes.leave()
-    return code
+    return args
 
 
 def predict(args: argparse.Namespace, processes: Processes) -> int:

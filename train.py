@@ -241,7 +241,7 @@ def fit(
                 "gradient_norm": norm,
                 **loss_columns(values),
                 "images_per_second": args.batch_size / (now - lap),
-                "memory_mib": peak_memory(device)["peak_memory_bytes"] / 2**20,
+                "memory_mib": peak_memory(device) / 2**20,
             }
             show_step(bar, row)
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from fastinst.plot import COLOURS, INK, font, format_ticks, nice_ticks
+from fastinst.plot import COLOURS, GREY, GRID, INK, PAPER, font, format_ticks, nice_ticks
 
-_GREY, _GRID, _PAPER = "#71717a", "#e4e4e7", "#ffffff"
 # In pixels: of the picture, around the plot, of a bar and of a text row.
 _WIDTH, _MARGIN, _TOP, _BOTTOM, _BAR, _PITCH, _ROW = 1200, 28, 62, 64, 22, 34, 26
 _MARK = 3  # half the width of the line at a bar's total
@@ -43,7 +42,7 @@ def draw_bars(groups: Sequence[Group], title: str, x_label: str, total_label: st
     rows = sum(_ROW + _PITCH * len(group.bars) + 10 for group in groups)
     top = _TOP + _ROW * len(legend) + 8
     bottom = top + rows
-    picture = Image.new("RGB", (_WIDTH, bottom + _BOTTOM), _PAPER)
+    picture = Image.new("RGB", (_WIDTH, bottom + _BOTTOM), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((_MARGIN, 34), title, INK, font(24), anchor="lm")
     for i, row in enumerate(legend):
@@ -58,13 +57,13 @@ def draw_bars(groups: Sequence[Group], title: str, x_label: str, total_label: st
     ticks = nice_ticks(0, longest, 10)
     for tick, text in zip(ticks, format_ticks(ticks), strict=True):
         x = left + tick * scale
-        draw.line((x, top, x, bottom), _GRID)
-        draw.text((x, bottom + 16), text, _GREY, font(15), anchor="mm")
-    draw.text(((left + _WIDTH) / 2, bottom + 44), x_label, _GREY, font(15), anchor="mm")
+        draw.line((x, top, x, bottom), GRID)
+        draw.text((x, bottom + 16), text, GREY, font(15), anchor="mm")
+    draw.text(((left + _WIDTH) / 2, bottom + 44), x_label, GREY, font(15), anchor="mm")
 
     y = top
     for group in groups:
-        draw.text((_MARGIN, y + _ROW / 2), group.title, INK, font(18), anchor="lm")
+        _write_over(draw, (_MARGIN, y + _ROW / 2), group.title, 18)
         y += _ROW
         for bar in group.bars:
             middle, x = y + _PITCH / 2, left
@@ -77,10 +76,16 @@ def draw_bars(groups: Sequence[Group], title: str, x_label: str, total_label: st
                 x = end
             end = left + bar.total * scale
             draw.rectangle((end - _MARK / 2, y + 2, end + _MARK / 2, y + _PITCH - 2), INK)
-            draw.text((max(x, end) + 10, middle), bar.note, INK, font(15), anchor="lm")
+            _write_over(draw, (max(x, end) + 10, middle), bar.note, 15)
             y += _PITCH
         y += 10
     return picture
+
+
+def _write_over(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int):
+    """From the middle of its left edge, with paper over the grid behind it."""
+    draw.rectangle(draw.textbbox(place, text, font(size), anchor="lm"), PAPER)
+    draw.text(place, text, INK, font(size), anchor="lm")
 
 
 def _arrange_legend(names: Sequence[str]) -> list[list[tuple[float, str]]]:

@@ -51,7 +51,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
 
     That is float16 on a GPU with tensor cores, bfloat16 on a CPU with AVX512-BF16 or AMX, else
     float32. Warns of 16 bits that the device is not known to have, which may be very slow.
-    Raises InputError for a dtype that is not in `DTYPES`.
+    Raises InputError for a dtype that is not in `DTYPES` or that the device does not have.
     """
     name, halves = str(name).removeprefix("torch."), _halves(device)
     if name == "auto":
@@ -59,6 +59,8 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"unknown dtype {name!r}; it is auto, {', '.join(DTYPES)}")
     dtype = DTYPES[name]
+    if device.type == "mps" and dtype == torch.float64:
+        raise InputError("mps cannot compute in float64; use float32, or the device cpu")
     if dtype.itemsize == 2 and dtype not in halves:
         warnings.warn(
             f"{device} is not known to compute in {name}; this may be slower than float32",

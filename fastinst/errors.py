@@ -1,12 +1,21 @@
 """The one exception that programs show without a traceback, and how they show it."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class InputError(ValueError):
     """The user's input is at fault; the message names the culprit and the fix."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises InputError where argparse's own would print: of many processes one shall tell."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK = "#18181b"
+INK, GREY, GRID, PAPER = "#18181b", "#71717a", "#e4e4e7", "#ffffff"
 # Told apart with any kind of colour vision.
 COLOURS = ("#2563eb", "#ea580c", "#0d9488", "#a21caf", "#ca8a04", "#64748b", "#dc2626", "#65a30d")
-_GREY, _GRID, _PAPER = "#71717a", "#e4e4e7", "#ffffff"
 
 # In pixels: of the picture, around the plots, and of their headers' rows.
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP, _ROW = 1200, 84, 28, 74, 64, 36, 26
@@ -72,7 +71,7 @@ def draw_panels(panels: Sequence[Panel], title: str, x_label: str) -> Image.Imag
     legends = [_arrange_legend(panel) for panel in panels]
     headers = sum(_ROW * len(rows) + _GAP for rows in legends) - _GAP
     height = _TOP + headers + sum(panel.height for panel in panels) + _BOTTOM
-    picture = Image.new("RGB", (_WIDTH, height), _PAPER)
+    picture = Image.new("RGB", (_WIDTH, height), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((_LEFT, 36), title, INK, font(24), anchor="lm")
 
@@ -87,15 +86,15 @@ def draw_panels(panels: Sequence[Panel], title: str, x_label: str) -> Image.Imag
         picture.paste(_plot(panel, left, right), (_LEFT, y))
         ticks = panel.ticks()
         for row, text in zip(panel.rows(ticks), format_ticks(ticks), strict=True):
-            draw.text((_LEFT - 10, y + row), text, _GREY, font(15), anchor="rm")
+            draw.text((_LEFT - 10, y + row), text, GREY, font(15), anchor="rm")
         y += panel.height + _GAP
     y -= _GAP
 
     ticks = nice_ticks(left, right, 10)
     for tick, text in zip(ticks, format_ticks(ticks), strict=True):
         place = _LEFT + (tick - left) / (right - left) * _PLOT_WIDTH
-        draw.text((place, y + 18), text, _GREY, font(15), anchor="mm")
-    draw.text((_LEFT + _PLOT_WIDTH / 2, y + 44), x_label, _GREY, font(15), anchor="mm")
+        draw.text((place, y + 18), text, GREY, font(15), anchor="mm")
+    draw.text((_LEFT + _PLOT_WIDTH / 2, y + 44), x_label, GREY, font(15), anchor="mm")
     return picture
 
 
@@ -159,14 +158,14 @@ def _arrange_legend(panel: Panel) -> list[list[tuple[float, Line]]]:
 def _plot(panel: Panel, left: float, right: float) -> Image.Image:
     scale = _SUPERSAMPLING
     size = _PLOT_WIDTH * scale, panel.height * scale
-    canvas = Image.new("RGB", size, _PAPER)
+    canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     for row in panel.rows(panel.ticks()) * scale:
-        draw.line((0, row, size[0], row), _GRID, scale)
+        draw.line((0, row, size[0], row), GRID, scale)
     for tick in nice_ticks(left, right, 10):
         column = (tick - left) / (right - left) * size[0]
-        draw.line((column, 0, column, size[1]), _GRID, scale)
-    draw.line((0, size[1] - scale, size[0], size[1] - scale), _GREY, 2 * scale)
+        draw.line((column, 0, column, size[1]), GRID, scale)
+    draw.line((0, size[1] - scale, size[0], size[1] - scale), GREY, 2 * scale)
     for line in panel.lines:
         columns = (line.x - left) / (right - left) * size[0]
         points = np.stack([columns, panel.rows(line.y) * scale], 1)

@@ -1,7 +1,8 @@
 """From images to instances: the one path that all programs take."""
 
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from fastinst.streaming import batches, in_order, read_ahead
 from fastinst.targets import padded_size
 from fastinst.transfers import Transfers, Upload
 
+# Waits for what has been begun, and returns the results with their places.
+End = Callable[[], list[tuple[int, Instances | InputError]]]
 # Decoding and resizing leave Python's lock, so that they run beside the network.
 READERS = 4
 # Batches are picked from this many times as many images, to find some that are padded alike.
@@ -101,7 +104,7 @@ class Predictor:
                 more memory than there is.
         """
         if not is_image(images):
-            return list(self.stream(images, batch_size or 1))
+            return list(self.stream(images, 1 if batch_size is None else batch_size))
         image = self._read((0, images))
         if image.error:
             raise image.error
@@ -126,8 +129,9 @@ class Predictor:
             images: any number, as in a call; or functions that return one, which are called in
                 the reading threads
             batch_size: as in a call
-            yield_errors: an image that cannot be read yields its InputError, in its place, where
-                otherwise it is raised and the stream is over
+            yield_errors: an image that cannot be read, or that there is too little memory for,
+                yields its InputError, in its place, where otherwise it is raised and the stream
+                is over
             readers: threads that read and resize images
 
         Raises:
@@ -210,25 +214,36 @@ class Predictor:
             if images[0].error:
                 yield from ((image.place, image.error) for image in images)
                 continue
-            begun.append(self._begin(images))
+            begun.extend(self._begin_all(images))
             # A GPU would idle if its results were waited for before the next batch is begun.
-            if len(begun) > 1 or not self._asynchronous:
+            while len(begun) > (1 if self._asynchronous else 0):
                 yield from begun.popleft()()
         while begun:
             yield from begun.popleft()()
 
     def _read(self, numbered: tuple[int, AnyImage]) -> "_Image":
         place, image = numbered
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {place}"
         try:
-            pixels = rgb_pixels(image, f"image {place}")
+            pixels = rgb_pixels(image, name)
         except InputError as error:
-            return _Image(place, error=error)
+            return _Image(place, name, error=error)
         resized = self.resize(pixels)
         upload = self._transfers.upload(resized)
-        return _Image(place, pixels.shape[:2], upload, _padded(resized))
+        return _Image(place, name, pixels.shape[:2], upload, _padded(resized))
 
-    def _begin(self, images: "list[_Image]"):
-        """Begins the work; what it returns waits for the end and returns the numbered results."""
+    def _begin_all(self, images: "list[_Image]") -> list[End]:
+        """At once, or if one of them is too large for the memory each alone."""
+        try:
+            return [self._begin(images)]
+        except InputError as error:
+            image, problem = images[0], InputError(f"{images[0].name}: {error}")
+        if len(images) == 1:
+            return [lambda: [(image.place, problem)]]
+        return [end for image in images for end in self._begin_all([image])]
+
+    def _begin(self, images: "list[_Image]") -> End:
+        """Of images padded alike. Raises InputError if one needs more memory than there is."""
         # A GPU reads out all masks sooner than the host would learn how many are wanted.
         threshold = 0.0 if self._asynchronous else self.threshold
         found = self.infer(
@@ -249,6 +264,7 @@ class _Image(NamedTuple):
     """One image of many, resized and on its way to the device; or why it cannot be."""
 
     place: int
+    name: str
     size: tuple[int, int] = (0, 0)
     upload: Upload | None = None
     padded: tuple[int, int] | None = None

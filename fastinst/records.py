@@ -118,13 +118,12 @@ def print_machine(report: dict) -> None:
         print(f"warning: the load average is {load:.1f}; {advice}", file=sys.stderr)
 
 
-def peak_memory(device: torch.device) -> dict:
+def peak_memory(device: torch.device) -> int:
+    """The most bytes so far: of tensors on a GPU, else of the whole process."""
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        return {"peak_memory_bytes": peak, "peak_memory_of": "tensors on the GPU"}
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_memory_bytes": peak, "peak_memory_of": "the process so far"}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read_rows(path: Path | None, columns: str) -> str:

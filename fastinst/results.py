@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -59,7 +60,11 @@ class Instances:
 
         Raises IndexError for a number out of range.
         """
-        keep = [keep] if isinstance(keep, int) else keep
+        if isinstance(keep, Integral):
+            place = range(len(self))[keep]
+            keep = slice(place, place + 1)
+        elif isinstance(keep, Tensor) and keep.dim() == 0:
+            keep = keep.unsqueeze(0)
         rows = (self.scores[keep], self.labels[keep], self.boxes[keep], self.packed[keep])
         return Instances(*rows, self.size, self.class_names)
 

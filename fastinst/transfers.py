@@ -47,7 +47,8 @@ class Transfers:
         self._up, self._down = (torch.cuda.Stream(device) if on_gpu else None for _ in range(2))
 
     def upload(self, tensor: Tensor) -> Upload:
-        if self._up is None or tensor.is_cuda:
+        """Of a tensor on the host."""
+        if self._up is None:
             return Upload(tensor, None)
         with torch.cuda.stream(self._up):
             # The host may go on once the values are in memory that the GPU reads by itself.
@@ -55,6 +56,7 @@ class Transfers:
             return Upload(moved, self._up.record_event())
 
     def download(self, instances: Instances) -> Download:
+        """Of what the current stream has made, or will have."""
         if self._down is None:
             return Download(instances.to("cpu"), None)
         self._down.wait_stream(torch.cuda.current_stream(self.device))

@@ -63,12 +63,8 @@ on_gpu kernels 40 "${pytest[@]}" tests/test_kernels.py tests/test_gpu.py
 step hosts 90 "${pytest[@]}" tests/test_*_cuda.py -k "not emulat"
 on_gpu operators 100 "${pytest[@]}" "${op_tests[@]/%/.py}"
 on_gpu parity 50 "${pytest[@]}" tests/test_parity.py
-step engine 50 "${pytest[@]}" tests/test_graphs.py tests/test_predictor.py
+step engine 60 "${pytest[@]}" tests/test_engine_gpu.py tests/test_graphs.py tests/test_predictor*.py
 
-for dtype in float32 float16; do
-  step "ops-$dtype" 75 "$python" benchmark.py --ops --device cuda --dtype $dtype \
-    --seconds 0.3 --csv "$out/ops_cuda.csv"
-done
 # Against the release's way, in one run: the table of what must be reached.
 models() { step "$1" "$2" "$python" benchmark.py --device cuda --csv "$out/models_cuda.csv" "${@:3}"; }
 engines=(engine-float32 engine-float16)
@@ -78,6 +74,11 @@ models d3-dcn 50 fastinst-d3-r50d-dcn-640 --variants release "${engines[@]}" --s
   --plot "$out/d3-dcn.png"
 models paper 50 --paper-table --seconds 1
 models deploy 40 fastinst-d3-r50-640 --protocol deploy --batch-size 1 16 --seconds 2
+
+for dtype in float32 float16; do
+  step "ops-$dtype" 75 "$python" benchmark.py --ops --device cuda --dtype $dtype \
+    --seconds 0.3 --csv "$out/ops_cuda.csv"
+done
 
 on_gpu step-counts 40 "${pytest[@]}" tests/test_step_timing.py
 step training 60 "$python" -m fastinst.step_timing --device cuda --csv "$out/steps_cuda.csv"

@@ -32,3 +32,22 @@ def run_train(monkeypatch):
     yield call
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
+
+
+@pytest.fixture
+def run_benchmark(monkeypatch, capsys):
+    """Runs benchmark.py in this process: (arguments) -> (exit code, stdout, stderr)."""
+    import benchmark
+    from fastinst.errors import run
+
+    # Set to what it is, so that it is that again after the test: the program changes it.
+    monkeypatch.setattr(torch.backends, "fp32_precision", torch.backends.fp32_precision)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            run(benchmark.main)
+        output = capsys.readouterr()
+        return exit_.value.code, output.out, output.err
+
+    return call

@@ -1,36 +1,13 @@
 """benchmark.py --ops: what it prints and writes of operators."""
 
 import csv
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import fastinst.op_timing
 from fastinst import rivals
-from fastinst.errors import run
-
-PROGRAM = Path(__file__).parents[1] / "benchmark.py"
-
-
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """Run the program: (arguments) -> (exit code, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-
-    def start(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            run(benchmark.main)
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return start
 
 
 @pytest.fixture
@@ -55,9 +32,9 @@ def two_cases(monkeypatch):
 OPS = ("--ops", "--device", "cpu", "--seconds", 0.001)
 
 
-def test_ops(program, two_cases, tmp_path):
+def test_ops(run_benchmark, two_cases, tmp_path):
     numbers, path = tmp_path / "ops.json", tmp_path / "ops.csv"
-    code, out, err = program(*OPS, "--json", numbers, "--csv", path)
+    code, out, err = run_benchmark(*OPS, "--json", numbers, "--csv", path)
     assert code == 0, err
     assert "machine: " in out and "protocol" not in out
     assert "skipped: select_queries is not compiled for cpu" in out
@@ -65,7 +42,9 @@ def test_ops(program, two_cases, tmp_path):
     assert [entry["op"] for entry in report["cases"]] == two_cases
     assert report["cases"][0]["skipped"].keys() == {"kernel", "missing"}
 
-    code, _, err = program(*OPS, "--only", "attention_mask", "--dtype", "float16", "--csv", path)
+    code, _, err = run_benchmark(
+        *OPS, "--only", "attention_mask", "--dtype", "float16", "--csv", path
+    )
     assert code == 0, err
     table = list(csv.DictReader(path.open(newline="")))
     assert [row["op"] for row in table[::2]] == [*two_cases, "attention_mask"]
@@ -76,7 +55,9 @@ def test_ops(program, two_cases, tmp_path):
     assert row["ratio"] == "" and row["command"].startswith("python benchmark.py --ops")
 
 
-def test_an_interrupt_keeps_the_cases_that_were_measured(program, two_cases, tmp_path, monkeypatch):
+def test_an_interrupt_keeps_the_cases_that_were_measured(
+    run_benchmark, two_cases, tmp_path, monkeypatch
+):
     path, kept = tmp_path / "ops.csv", []
 
     def interrupted(entry):
@@ -85,6 +66,6 @@ def test_an_interrupt_keeps_the_cases_that_were_measured(program, two_cases, tmp
             raise KeyboardInterrupt
 
     monkeypatch.setattr(fastinst.op_timing, "print_case", interrupted)
-    code, _, err = program(*OPS, "--csv", path)
+    code, _, err = run_benchmark(*OPS, "--csv", path)
     assert code == 130 and "interrupted" in err
     assert [*kept, path.read_text().count("\n")] == [0, 3, 5]

@@ -1,10 +1,7 @@
 """benchmark.py: what it prints and writes of models."""
 
 import csv
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +10,16 @@ import torch
 from PIL import Image
 from small_coco import write_coco
 
+import benchmark
 import fastinst.benchmarking.cost
 from fastinst import create_model, ops
 from fastinst.benchmarking import measurement
 from fastinst.benchmarking.report import CSV_HEADER
-from fastinst.errors import run
+from fastinst.export.artefact import Artefact
+from fastinst.export.metadata import Metadata
+from fastinst.export.program import OUTPUTS
 from fastinst.weights import save_checkpoint
 
-PROGRAM = Path(__file__).parents[1] / "benchmark.py"
 NAME = "fastinst-d1-r18-192"
 TINY = {"hidden_dim": 64, "num_heads": 2, "ffn_dim": 32, "test_short_edge": 64, "test_max_edge": 96}
 STAGES = ("resize", "preprocess", "backbone", "pixel decoder", "decoder", "read-out", "download")
@@ -31,27 +30,10 @@ def tiny_model(name=NAME, num_classes=80):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """benchmark.py as a module, whose models are tiny."""
-    spec = importlib.util.spec_from_file_location("benchmark", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def program(run_benchmark, monkeypatch):
+    """Runs the program, whose models are tiny."""
     monkeypatch.setattr(fastinst.benchmarking.cost, "create_model", tiny_model)
-    return module
-
-
-@pytest.fixture
-def program(benchmark, monkeypatch, capsys):
-    """Run the program: (arguments) -> (exit code, stdout, stderr)."""
-
-    def start(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            run(benchmark.main)
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return start
+    return run_benchmark
 
 
 QUICK = ("--device", "cpu", "--warmup", 1, "--iterations", 2)
@@ -91,7 +73,7 @@ def test_what_is_printed_and_written(program, tmp_path):
         assert image.width == 1200 and len(image.getcolors(1 << 20)) > 20
 
 
-def test_compare(program, benchmark, monkeypatch, tmp_path):
+def test_compare(program, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "default_variants", lambda device: ["release", "engine-float32"])
     numbers = tmp_path / "speed.json"
     code, out, err = program(NAME, "--compare", *SHORT, "--json", numbers)
@@ -137,7 +119,7 @@ def test_protocols(program, monkeypatch, protocol):
 
 
 @pytest.mark.parametrize(("protocol", "dtype"), [("paper", "float32"), ("deploy", "bfloat16")])
-def test_default_dtype(program, benchmark, monkeypatch, protocol, dtype):
+def test_default_dtype(program, monkeypatch, protocol, dtype):
     auto = {"auto": torch.bfloat16, "float32": torch.float32}
     monkeypatch.setattr(benchmark, "choose_dtype", lambda name, device: auto[name])
     code, out, err = program(NAME, *SHORT, "--protocol", protocol)
@@ -161,7 +143,30 @@ def test_checkpoint_and_folder_of_images(program, tmp_path):
     assert report["cases"][0]["weights"] == "best.pt"
 
 
-def test_paper_table(program, benchmark, monkeypatch):
+def test_an_exported_file(program, monkeypatch, tmp_path):
+    """Its dtype is what it computes in, though what it takes is float32."""
+    model = tiny_model().eval()
+
+    def run(images):
+        assert images.shape == (1, 3, 64, 96)
+        outputs = model(images)
+        return [outputs[name] for name in OUTPUTS]
+
+    metadata = Metadata(model.config, None, None, (1, 64, 96), "float16")
+    artefact = Artefact(run, metadata, torch.device("cpu"))
+    monkeypatch.setattr("fastinst.export.artefact.load_artefact", lambda path, device: artefact)
+    numbers = tmp_path / "speed.json"
+    code, out, err = program("my model.ONNX", *SHORT, "--json", numbers)
+    assert code == 0, err
+    [case] = json.loads(numbers.read_text())["cases"]
+    [entry] = case["variants"]
+    assert (case["weights"], entry["variant"]) == ("my model.ONNX", "artefact")
+    assert entry["dtype"] == "float16" and entry["network"] == "float16 on cpu, an exported file"
+    stages = ("resize", "preprocess", "network", "read-out", "download", "end to end")
+    assert tuple(entry["stages"]) == stages
+
+
+def test_paper_table(program, monkeypatch):
     monkeypatch.setattr(benchmark, "PAPER_FPS", {NAME: 53.8})
     monkeypatch.setattr(fastinst.benchmarking.report, "PAPER_FPS", {NAME: 53.8})
     code, out, err = program("--paper-table", *SHORT)
@@ -169,7 +174,7 @@ def test_paper_table(program, benchmark, monkeypatch):
     assert out.splitlines()[-1].split()[0] == NAME and out.splitlines()[-1].endswith(" 53.8")
 
 
-def test_ap_is_of_what_is_timed(program, benchmark, monkeypatch, tmp_path):
+def test_ap_is_of_what_is_timed(program, monkeypatch, tmp_path):
     checkpoint, timed, judged = tmp_path / "best.pt", [], []
     save_checkpoint(checkpoint, tiny_model(num_classes=3), ("red", "green", "blue"), (3, 7, 20))
     write_coco(tmp_path / "data", [[(0, 0, 0, 32, 32)], [(1, 40, 8, 64, 40)]])

@@ -110,3 +110,13 @@ def test_areas_are_those_of_the_file(tmp_path):
     del data["annotations"][4]["area"]
     (record,) = load(tmp_path, data).images
     assert [a.area for a in record.annotations] == [7, 7.5, None, None, None]
+
+
+def test_boxes_are_those_of_the_file(tmp_path):
+    boxes = ([1, 2.5, 3, 4], [1, 2, 3], [1, 2, "3", 4], [1, 2, float("nan"), 4], 7, [], None)
+    data = coco([SQUARE] * len(boxes))
+    for annotation, box in zip(data["annotations"], boxes, strict=True):
+        annotation["bbox"] = box
+    del data["annotations"][-1]["bbox"]
+    (record,) = load(tmp_path, data).images
+    assert [a.box for a in record.annotations] == [(1, 2.5, 3, 4)] + 6 * [None]

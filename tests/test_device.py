@@ -87,5 +87,12 @@ def test_dtypes_by_name(monkeypatch):
             choose_dtype(name, CPU)
 
 
+def test_apple_gpus_have_no_float64():
+    mps = torch.device("mps")
+    assert choose_dtype("auto", mps) == choose_dtype("float32", mps) == torch.float32
+    with pytest.raises(InputError, match="mps cannot compute in float64"):
+        choose_dtype("float64", mps)
+
+
 def test_this_machine_has_an_answer():
     assert choose_dtype("auto", CPU) in device_module.DTYPES.values()

@@ -1,15 +1,20 @@
 """Panoptic and semantic evaluation of a model on a data set."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from small_cityscapes import SIZE, write_cityscapes
 
 from fastinst.data.augment import resize_shortest_edge
 from fastinst.data.cityscapes import STUFF, THINGS, load_cityscapes
+from fastinst.data.cityscapes_results import CityscapesResults
 from fastinst.errors import InputError
 from fastinst.metrics.evaluate_segments import evaluate_segments
 from fastinst.metrics.panoptic_quality import PanopticQuality
@@ -110,6 +115,37 @@ def only_trees(batch):
     logits = torch.full((1, 1, 21), -20.0, device="cpu")
     logits[0, 0, 1 + NAMES[::-1].index("sky")] = 20
     return {"pred_logits": logits, "pred_masks": torch.full((1, 1, 8, 16), 9.0, device="cpu")}
+
+
+def _counts(evaluator):
+    return evaluator.counts if isinstance(evaluator, PanopticQuality) else evaluator.confusion
+
+
+def _evaluate_share(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for task in ("panoptic", "semantic"):
+        dataset = load_cityscapes(folder, "val", task)
+        results = CityscapesResults(folder / task, task, dataset.category_ids)
+        teller = TruthTeller(dataset.images[rank::2])
+        evaluator = evaluate_segments(teller, dataset, task, keep=results.add, progress=False)
+        results.finish()
+        if rank == 0:
+            np.savez(folder / f"{task}.npz", counts=_counts(evaluator), images=evaluator.images)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_processes_share_the_images(root):
+    mp.spawn(_evaluate_share, (root,), nprocs=2)
+    for task in ("panoptic", "semantic"):
+        dataset = load_cityscapes(root, "val", task)
+        alone = evaluate_segments(TruthTeller(dataset.images), dataset, task, progress=False)
+        together = np.load(root / f"{task}.npz")
+        np.testing.assert_allclose(together["counts"], _counts(alone), rtol=1e-14)
+        assert together["images"] == 3
+    written = json.loads((root / "panoptic" / "panoptic.json").read_text())["annotations"]
+    names = sorted(row["image_id"] for row in written)
+    assert names == ["aachen_000000_000019", "aachen_000002_000019", "ulm_000001_000019"]
 
 
 def test_things_and_stuff_must_be_known(root):

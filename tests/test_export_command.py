@@ -53,6 +53,9 @@ def test_a_file_that_predictors_take(export, model, checkpoint, photos, tmp_path
     assert f"{output}: " in out and "float32, for 1 x 3 x 128 x 128" in out
     assert f"80 pairs of the model's best 20 and the file's, 2 images in {photos}" in out
     assert "1.00000" in out and "limit: mean >= 0.999" in out
+    # Alone, each of the two has less padding.
+    assert "the model itself pads 2 of the 2 images to another size" in out
+    assert "--size 96 128 is right for 1 of them, --dynamic for all" in out
 
     predictor = Predictor(output, "cpu")
     assert (predictor.name, predictor.class_names) == (model.config.name, NAMES)
@@ -113,5 +116,5 @@ def test_without_the_extra_one_line_says_so(export, tmp_path, monkeypatch, packa
         monkeypatch.setitem(sys.modules, name, None if name == package else object())
     code, _, err = export("best.pt", "--output", tmp_path / "model.onnx")
     assert code == 2
-    assert err.startswith(f"error: ONNX needs the package {package}: pip install 'fastinst[export]")
+    assert err.startswith(f"error: ONNX needs the package {package}: pip install onnx")
     assert len(err.splitlines()) == 1

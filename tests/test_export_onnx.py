@@ -1,4 +1,4 @@
-"""What onnxruntime makes of the exported files; `pip install 'fastinst[export]'` for these."""
+"""What onnxruntime makes of the exported files; they need `pip install '.[export]'`."""
 
 import numpy as np
 import pytest

@@ -217,6 +217,18 @@ def test_sizes_are_those_of_the_files_areas_and_else_of_the_masks(tmp_path):
         assert measured == [expected], area
 
 
+def test_boxes_are_those_of_the_file_and_else_of_the_polygons(tmp_path):
+    path = write_coco(tmp_path, [[(0, 0, 0, 40, 40)]])
+    found = instances((0.9, 0, 0, 0, 40, 40))
+    for box, expected in ((None, 100), ([0, 0, 40, 40], 100), ([0, 0, 40, 80], 10)):
+        edit(path, lambda content, b=box: [x.update(bbox=b) for x in content["annotations"]])
+        evaluator = CocoEvaluator(load(path), metrics=("mask", "box"))
+        evaluator.update(1, found)
+        summary = evaluator.summarize()
+        assert summary["AP"] == pytest.approx(100), box
+        assert summary["box"]["AP"] == pytest.approx(expected), box  # an IoU of 0.5 is the least
+
+
 def test_polygons_and_both_kinds_of_rle_are_the_same_ground_truth(tmp_path):
     path = write_coco(tmp_path, [TWO_REDS, [(1, 8, 8, 40, 48)]])
 

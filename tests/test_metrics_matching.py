@@ -33,7 +33,9 @@ def random_data(rng, folder, images, objects, results):
             annotation["id"] += 1
             annotation["iscrowd"] = int(rng.random() < 0.15)
             annotation["area"] *= float(rng.uniform(0.8, 1.2))
-            annotation["bbox"] = [left, top, right - left, bottom - top]
+            # Such as COCO's own, which are not quite the extents of the polygons.
+            box = np.array([left, top, right - left, bottom - top]) + rng.uniform(-0.5, 0.5, 4)
+            annotation["bbox"] = box.round(2).tolist()
 
     edit(path, change)
     found = []

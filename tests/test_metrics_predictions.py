@@ -90,6 +90,7 @@ WRONG = {
     "image of a wrong type": (result(code(0, 0, 8, 8), image_id="1"), 'image "1"'),
     "category": (result(code(0, 0, 8, 8), category_id=1), "category 1.*3, 7, 20"),
     "score": (result(code(0, 0, 8, 8), score="high"), "no score"),
+    "long score": (result(code(0, 0, 8, 8), score=10**400), "no score"),
     "nan": (result(code(0, 0, 8, 8), score=float("nan")), "no score"),
     "nothing": (result(), "no segmentation"),
     "size": (result({"size": [96, 64], "counts": "0"}), r"RLE has the size \[96, 64\]"),
@@ -123,7 +124,7 @@ def test_entries_without_mask_and_box(path, tmp_path):
     [
         ("", "not JSON"),
         ("{}", "holds no list"),
-        ('{"images": [], "annotations": []}', "a data set, not results"),
+        ('{"images": [], "annotations": []}', "a data set, not results.*evaluate.py --results"),
         ("[1]", "result 1 of 1 is no object"),
         ("\xff", "my results.json"),
     ],

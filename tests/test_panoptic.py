@@ -140,7 +140,7 @@ def test_a_query_that_another_one_covers_is_left_out():
 
 def test_a_query_with_just_the_part_that_it_needs_stays():
     outputs, *sizes = flat_outputs([0, 1], [0.9, 0.9])
-    outputs["pred_masks"] = torch.tensor([[[[3.0, 3], [3, 3]], [[-3, -3], [-3, 9]]]])
+    outputs["pred_masks"] = torch.tensor([[[[3.0, 3], [3, 3]], [[-9, -9], [-9, 90]]]])
     probability = F.interpolate(outputs["pred_masks"][0][None], size=(16, 16), mode="bilinear")
     first, second = probability[0].sigmoid()
     part = float((first >= second).sum() / (first >= 0.5).sum())

@@ -213,6 +213,8 @@ def test_masks_are_held_as_bits():
         (slice(1, None), [1, 2]),
         (torch.zeros(3, dtype=torch.bool), []),
         (-1, [2]),
+        (np.int64(1), [1]),
+        (torch.tensor(1), [1]),
     ],
 )
 def test_picking_instances(keep, rows):
@@ -227,8 +229,9 @@ def test_picking_instances(keep, rows):
 def test_going_through_instances():
     instances = make_instances()
     assert [one.names for one in instances] == [[name] for name in instances.names]
-    with pytest.raises(IndexError):
-        instances[3]
+    for outside in (3, -4):
+        with pytest.raises(IndexError):
+            instances[outside]
 
 
 def test_moving_instances():

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class Variant:
     Args:
         resize: one image, uint8 [H, W, 3], to the network's size, uint8 [3, h, w]
         preprocess: resized images to a batch and their (height, width) in it
-        network: a batch to outputs; with `stages` as `FastInst.stages`, or without
+        network: a batch to outputs, with a `config`; with `stages` as `FastInst.stages`, or
+            without; and with `describe`, how it computes in words, or without
         read_out: outputs, sizes in the batch and sizes of the originals to results on the device
         infer: resized images and the sizes of the originals to results on the device
         predictor: what computes all that, unless it is the release
@@ -53,7 +54,7 @@ class Variant:
     device: torch.device
     resize: Callable[[np.ndarray], Tensor]
     preprocess: Callable[[list[Tensor]], tuple[Tensor, Sizes]]
-    network: nn.Module
+    network: Callable[[Tensor], dict[str, Tensor]]
     read_out: Callable[[dict[str, Tensor], Sizes, Sizes], list[Any]]
     infer: Callable[[list[Tensor], Sizes], list[Any]]
     predictor: Predictor | None = None
@@ -79,7 +80,8 @@ class Variant:
         """How the network computes; asked for inside `scope`."""
         if hasattr(self.network, "describe"):
             return self.network.describe()
-        return f"{self.dtype} on {self.device}, eager PyTorch"
+        how = "eager PyTorch" if isinstance(self.network, nn.Module) else "an exported file"
+        return f"{self.dtype} on {self.device}, {how}"
 
 
 def download(found: list[Any]) -> list[Any]:
@@ -110,7 +112,11 @@ def make_variant(name: str, model: FastInst, device: torch.device) -> Variant:
 
 def artefact_variant(path: str, device: torch.device) -> Variant:
     """What export.py has written to a file."""
-    return _predictor_variant("artefact", Predictor(path, device))
+    predictor = Predictor(path, device)
+    # Predictors know the dtype of its input, which is float32 whatever it computes in.
+    return replace(
+        _predictor_variant("artefact", predictor), dtype=predictor.network.metadata.dtype
+    )
 
 
 def _predictor_variant(

@@ -17,6 +17,8 @@ from fastinst.data.garbage_collection import no_garbage_collection
 from fastinst.data.segmentation import INVISIBLE, check_segmentations
 from fastinst.errors import InputError
 
+LARGEST = 1e9  # of a box's coordinates, in pixels
+
 
 @no_garbage_collection()
 def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
@@ -54,7 +56,8 @@ def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
             kept, segmentation = invisible, []
         crowd, area = bool(row.get("iscrowd")), row.get("area")
         area = area if type(area) in (int, float) else None
-        kept[owner].append(Annotation(id_, labels[kind], segmentation, crowd, area))
+        box = _box(row.get("bbox"))
+        kept[owner].append(Annotation(id_, labels[kind], segmentation, crowd, area, box))
     return Dataset(
         json_path,
         image_folder,
@@ -72,3 +75,11 @@ def load_coco(json_path: str | Path, image_folder: str | Path) -> Dataset:
         ),
         tuple(skipped),
     )
+
+
+def _box(given: object) -> tuple[float, ...] | None:
+    """A "bbox" if it is one: four numbers, and not nan or any that no image has."""
+    if not isinstance(given, list) or len(given) != 4:
+        return None
+    usable = all(type(x) in (int, float) and abs(x) < LARGEST for x in given)
+    return tuple(map(float, given)) if usable else None

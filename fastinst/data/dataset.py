@@ -26,6 +26,8 @@ class Annotation:
         too), of which the object is the union and of which there may be none, or an RLE dict,
         compressed or not
     area: in pixels, as the file gives it; None if it gives none
+    box: (left, top, width, height) in pixels, likewise; box AP is measured by it, and
+        nothing is learnt from it
     """
 
     id: int
@@ -33,6 +35,7 @@ class Annotation:
     segmentation: list[np.ndarray] | dict
     iscrowd: bool
     area: float | None = None
+    box: tuple[float, float, float, float] | None = None
 
     def rle(self, height: int, width: int) -> dict:
         """The compressed run-length code of the mask, the size being the image's."""

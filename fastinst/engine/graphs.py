@@ -122,11 +122,12 @@ class CudaGraph:
             with torch.cuda.stream(graphs.stream):
                 for _ in range(WARM_UP):
                     network(self._batch)
-            # The device is waited for here. Other threads may allocate meanwhile.
-            with torch.cuda.graph(
-                self._graph, graphs.pool, graphs.stream, capture_error_mode="thread_local"
-            ):
-                self._outputs = network(self._batch)
+                # The device is waited for here. Other threads may allocate meanwhile. The outer
+                # context gives the caller's stream back after a failure, which this one does not.
+                with torch.cuda.graph(
+                    self._graph, graphs.pool, graphs.stream, capture_error_mode="thread_local"
+                ):
+                    self._outputs = network(self._batch)
 
     def __call__(self, batch: Tensor) -> Outputs:
         stream = torch.cuda.current_stream(self._graphs.device)

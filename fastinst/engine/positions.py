@@ -58,7 +58,7 @@ class PositionTerm(nn.Module):
         term = self._terms.get(position)
         if term is None:
             term = F.linear(position.to(self.weight.dtype), self.weight, self.bias)
-            term = self._terms[position] = term.to(position.dtype)
+            term = self._terms[position] = _complete(term.to(position.dtype))
         return term
 
 
@@ -71,8 +71,15 @@ def _kept(
     size = tuple(size)
     tensor = kept.pop(size, None)
     if tensor is None:
-        tensor = compute(size)
+        tensor = _complete(compute(size))
     kept[size] = tensor
     while len(kept) > KEPT_SIZES:
         kept.popitem(last=False)
+    return tensor
+
+
+def _complete(tensor: Tensor) -> Tensor:
+    """Waits until a GPU has computed it: whoever finds it kept may use another stream."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
     return tensor

@@ -19,7 +19,7 @@ def require(package: str):
         return __import__(package)
     except ImportError as error:
         raise InputError(
-            f"ONNX needs the package {package}: pip install 'fastinst[export]' ({error})"
+            f"ONNX needs the package {package}: pip install onnx onnxscript onnxruntime ({error})"
         ) from error
 
 

@@ -4,13 +4,15 @@ Format: https://cocodataset.org/#format-results
 """
 
 import json
-import math
 from pathlib import Path
 
 from fastinst.data.dataset import Annotation, Dataset
 from fastinst.data.garbage_collection import no_garbage_collection
 from fastinst.data.segmentation import INVISIBLE, check_segmentations
 from fastinst.errors import InputError
+
+# Of scores and of boxes' pixels; integers of any length are JSON too.
+LARGEST = 1e30
 
 
 @no_garbage_collection()
@@ -55,7 +57,7 @@ def _read_list(path: Path) -> list[dict]:
     if isinstance(results, dict) and isinstance(results.get("annotations"), list):
         raise InputError(
             f"{path}: it is a data set, not results: those are a list of entries with image_id, "
-            f"category_id, score and segmentation or bbox"
+            f"category_id, score and segmentation or bbox, as evaluate.py --results writes it"
         )
     if not isinstance(results, list):
         raise InputError(f"{path}: not COCO results: it holds no list")
@@ -94,7 +96,7 @@ def _fault(result: dict, fields: list[str], sizes: dict, categories: set[int]) -
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < LARGEST  # nan is not
 
 
 def _codes(path: Path | str, results: list[dict], sizes: dict) -> list[dict]:

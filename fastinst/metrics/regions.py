@@ -15,8 +15,8 @@ class Truth:
 
     labels: [G] int64
     codes: G compressed run-length codes of the image's size
-    boxes: [G, 4] float64 (left, top, width, height) in pixels, the extent of the polygons, or of
-        the mask if it is given as a run-length code
+    boxes: [G, 4] float64 (left, top, width, height) in pixels; those that the file gives, else the
+        extent of the polygons, or of the mask if it is given as a run-length code
     areas: [G] float64, pixels; those that the file gives, else those of the masks
     crowd: [G] bool
     """
@@ -83,7 +83,9 @@ def ground_truth(record: ImageRecord) -> Truth:
     )
 
 
-def _box(annotation: Annotation, code: dict) -> np.ndarray:
+def _box(annotation: Annotation, code: dict) -> Sequence[float]:
+    if annotation.box is not None:
+        return annotation.box
     if isinstance(annotation.segmentation, dict) or not annotation.segmentation:
         return rle.toBbox(code)
     corners = np.concatenate([np.reshape(part, (-1, 2)) for part in annotation.segmentation])

@@ -6,14 +6,14 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 
 from fastinst.config import ModelConfig, list_models
 from fastinst.data.augment import Augmentation
 from fastinst.data.large_scale_jitter import LargeScaleJitter
-from fastinst.errors import InputError
+from fastinst.errors import ArgumentParser, InputError
 from fastinst.examination.report import MOST_IMAGES
 from fastinst.training.interrupts import parse_duration
 from fastinst.training.run_folder import RunFolder, resolve_resume
@@ -101,14 +101,10 @@ def training_views(augmentation: str, config: ModelConfig) -> Augmentation | Lar
     return {"release": Augmentation.for_size, "flip": Augmentation.flip_only}[augmentation](*edges)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Not printed here: many processes may find the same error."""
-        raise InputError(f"{message}; see --help")
-
-
-def _make_parser(description: str) -> argparse.ArgumentParser:
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _make_parser(description: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument_group("data").add_argument
     add("--data", help="folder or file to train on")
     add("--val", help="folder or file to evaluate on [found in --data]")

@@ -22,7 +22,7 @@ class Validation:
     model: the one that is judged, which may be a moving average
     train: gives the classes that best.pt names
     val: the images; None if there are none, and `judge` must not be called
-    workers: processes that load the images of `val`
+    workers: threads that read the images of `val`
     summary: the numbers of the last evaluation, of `CocoEvaluator.summarize`; None before, and on
         all processes but the leading one
     """
@@ -41,7 +41,7 @@ class Validation:
 
         Every process calls this; afterwards `progress` is the same on all, but for `best_ap`,
         which the leading one knows.
-        Raises InputError for an image or file that cannot be read or written, or a dead worker.
+        Raises InputError for an image or file that cannot be read or written.
         """
         predictor = Predictor(self.model, self.model.device, torch.float32)
         evaluator = evaluate(predictor, self.val, keep_results=False, workers=self.workers)

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 
 import fastinst.model
@@ -53,11 +52,14 @@ class SmallBackbone(nn.Module):
         self.norms = nn.ModuleList(map(self.norm, widths[1:]))
 
     def forward(self, x):
-        features, normalised = [], Normalised(self)
+        features, normalised = [], self.normalised()
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(normalised(conv, norm, x))
+            x = normalised(conv, norm, x, relu=True)
             features.append(x)
         return features[1:]
+
+    def normalised(self) -> Normalised:
+        return Normalised(self)
 
 
 class Run:

@@ -37,15 +37,15 @@ demo: install
 		--ground-truth demo/data/annotations/instances_val.json
 	@echo "Pictures of predictions beside ground truth: demo/pictures"
 
-# What the tests of ONNX files need, pyproject.toml's extra "export": 113 MB, which the demo does
+# What some tests need, pyproject.toml's extras "export" and "cityscapes": 200 MB, which the demo does
 # without. Where it cannot be had, those tests are skipped.
-$(VENV)/onnx: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --retries 2 onnx onnxscript onnxruntime && touch $@ \
-		|| echo "without onnx, onnxscript and onnxruntime: the tests of ONNX files are skipped"
+$(VENV)/extras: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --retries 2 onnx onnxscript onnxruntime cityscapesscripts \
+		&& touch $@ || echo "without ONNX and Cityscapes' scripts: their tests are skipped"
 
 # The second run is of the definitions that the kernels replace. One thread: the models of the tests
 # are too small to gain from more.
-test: install $(VENV)/onnx
+test: install $(VENV)/extras
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
 	FASTINST_KERNELS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(DEFINITIONS)
 

@@ -1,8 +1,11 @@
 """Evaluate a model on a data set (COCO, YOLO, Cityscapes): AP as pycocotools computes it.
 
+Or its panoptic quality or semantic segmentation, and Cityscapes' own evaluation.
+
 python evaluate.py fastinst-d3-r50-640 --data coco
 python evaluate.py runs/nuclei/best.pt --data nuclei --output ap.json --report report
 python evaluate.py --predictions results.json --data coco --metrics mask box boundary
+python evaluate.py runs/city/best.pt --data cityscapes --task panoptic --cityscapes results
 torchrun --nproc-per-node 8 evaluate.py fastinst-d3-r50-640 --data coco
 """
 
@@ -16,19 +19,26 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fastinst.data.dataset import Dataset
+from fastinst.data.cityscapes_results import CityscapesResults
+from fastinst.data.dataset import TASKS, Dataset
 from fastinst.data.formats import load_dataset
 from fastinst.device import choose_device
 from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import check_output_file, make_output_folder, write_whole
+from fastinst.metrics.cityscapes import check_cityscapesscripts, evaluate_cityscapes
 from fastinst.metrics.coco import CocoEvaluator
 from fastinst.metrics.evaluate import evaluate
+from fastinst.metrics.evaluate_segments import evaluate_segments
 from fastinst.metrics.overlap import METRICS
+from fastinst.metrics.panoptic_quality import format_panoptic
 from fastinst.metrics.predictions import read_predictions
 from fastinst.metrics.report import write_report
+from fastinst.metrics.semantic import format_semantic
 from fastinst.metrics.table import format_table
 from fastinst.predictor import Predictor
 from fastinst.training.processes import Processes
+
+FORMATS = {"instance": format_table, "panoptic": format_panoptic, "semantic": format_semantic}
 
 
 def main() -> int:
@@ -50,13 +60,19 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
     if args.report:
         make_output_folder(args.report)
 
+    if args.cityscapes:
+        check_cityscapesscripts()
+
     # The data.
-    dataset = load_dataset(args.data, args.split, args.images)
+    dataset = load_dataset(args.data, args.split, args.images, args.task)
     if processes.leads and dataset.skipped:
         print(f"annotations left out: {len(dataset.skipped)}, as", file=sys.stderr)
         print("\n".join(dataset.skipped[:5]), file=sys.stderr)
 
     # The results.
+    written = None
+    if args.cityscapes:
+        written = CityscapesResults(args.cityscapes, args.task, dataset.category_ids)
     start = time.perf_counter()
     kept = {"metrics": args.metrics, "keep_results": bool(args.results or args.report)}
     try:
@@ -70,14 +86,16 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
             name = predictor.name
             how = {"device": str(predictor.device), "dtype": str(predictor.dtype).split(".")[-1]}
             start = time.perf_counter()
-            evaluator = evaluate(
-                predictor,
-                dataset,
-                max_images=args.max_images,
-                batch_size=args.batch_size,
-                workers=args.workers,
-                **kept,
-            )
+            how_many = {"max_images": args.max_images, "workers": args.workers}
+            keep = written.add if written else None
+            if args.task == "instance":
+                evaluator = evaluate(
+                    predictor, dataset, keep=keep, batch_size=args.batch_size, **how_many, **kept
+                )
+            else:
+                evaluator = evaluate_segments(predictor, dataset, args.task, keep=keep, **how_many)
+            if written:
+                written.finish()
     except KeyboardInterrupt as stop:
         if processes.leads:
             where = f" {stop}" if str(stop) else ""
@@ -91,7 +109,13 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
     summary = evaluator.summarize()
     speed = summary["images"] / seconds
     print(f"{name} on {dataset.source}")
-    print(format_table(summary))
+    print(FORMATS[args.task](summary))
+    if written:
+        records = dataset.images[: args.max_images]
+        theirs = evaluate_cityscapes(dataset, args.task, args.cityscapes, records)
+        summary["cityscapes"] = theirs
+        numbers = (f"{n} {v:.1f}" for n, v in theirs.items() if isinstance(v, float))
+        print("Cityscapes' own evaluation:", "  ".join(numbers))
     if how:
         print(f"{seconds:.1f} s, {speed:.1f} images/s from files to matches, {how['dtype']}")
     if args.output:
@@ -143,6 +167,7 @@ def parse_arguments() -> argparse.Namespace:
     add("weights", nargs="?", help="a checkpoint, an exported file, or a released model's name")
     add("--predictions", type=Path, help="in place of a model: results of any, a JSON as COCO's")
     add("--data", required=True, help="its folder, COCO JSON or YOLO data.yaml")
+    add("--task", choices=TASKS, default="instance", help="what the model was trained for")
     add("--images", help="folder of a COCO JSON's images, if they are elsewhere")
     add("--split", choices=("train", "val"), default="val", help="of the data [val]")
     add("--metrics", nargs="+", choices=METRICS, default=["mask", "box"], help="[mask box]")
@@ -153,6 +178,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--output", type=Path, help="write the numbers to this JSON")
     add("--results", type=Path, help="write all results to this JSON, as COCO does")
     add("--report", type=Path, help="draw precision over recall and the worst mistakes, a folder")
+    cityscapes = (
+        "write results as Cityscapes wants them to this folder, and have cityscapesscripts "
+    )
+    add("--cityscapes", type=Path, help=cityscapes + "evaluate")
     add("--max-images", type=int, help="evaluate only the first so many images")
     add("--workers", type=int, default=2, help="threads that read images [2]")
     args = parser.parse_args()
@@ -162,6 +191,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--workers must be at least 0 and --batch-size at least 1")
     if args.max_images is not None and args.max_images < 1:
         parser.error("--max-images must be at least 1")
+    if args.task != "instance" and (args.predictions or args.results or args.report):
+        parser.error("--predictions, --results and --report are for --task instance")
+    if args.cityscapes and args.predictions:
+        parser.error("--cityscapes evaluates a model, not --predictions")
     args.dtype = None if args.dtype == "auto" else args.dtype
     args.metrics = [metric for metric in METRICS if metric in args.metrics]
     return args

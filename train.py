@@ -99,7 +99,7 @@ def fit(
         )
 
     # Data and model; what is wrong with them is said before the first step
-    train, val, without_val = load_splits(args.data, args.val, args.images)
+    train, val, without_val = load_splits(args.data, args.val, args.images, args.task)
     model = load_model(resumed.path)[0] if resumed else new_model(args, train, say)
     model.to(device, memory_format=torch.channels_last).train()
     amp = autocast_dtype(args.amp, device)
@@ -135,6 +135,7 @@ def fit(
         steps=args.steps,
         lr=args.lr,
         warmup=args.warmup,
+        drops_at=args.drops,
         pause_every=args.eval_every,
     )
     usual = 0.1 if args.weights else 1.0

@@ -75,6 +75,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fastinst-d3-r101-640": _R101 | _D3_640,
     "fastinst-d1-r50d-dcn-576": _R50D_DCN | _D1_576,
     "fastinst-d3-r50d-dcn-640": _R50D_DCN | _D3_640,
+    # For images of 1024 x 2048, as Cityscapes' (the supplement's appendix B).
+    "fastinst-d3-r50-1024": _R50
+    | {
+        "num_layers": 3,
+        "test_short_edge": 1024,
+        "test_max_edge": 2048,
+        "train_short_edge": 1024,
+        "train_max_edge": 2048,
+    },
     # For demos and small machines; not the authors'. Trains from scratch in minutes on a CPU.
     "fastinst-d1-r18-192": {
         "backbone": "resnet18",

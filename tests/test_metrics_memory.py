@@ -1,7 +1,6 @@
 """Evaluating large photographs that are full of objects takes little memory and time."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from small_coco import ColourModel, write_coco
 
+from fastinst.benchmarking.cost import working_memory
 from fastinst.data.coco import load_coco
 from fastinst.metrics.evaluate import evaluate
 from fastinst.predictor import Predictor
@@ -67,11 +67,6 @@ class Blobs(ColourModel):
         return {"pred_logits": logits[None], "pred_masks": masks[None]}
 
 
-def peak_megabytes():
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def measure(folder):
     """Prints the memory that the evaluation takes, in MB, and its seconds per image."""
     predictor = Predictor(Blobs())
@@ -80,11 +75,14 @@ def measure(folder):
     metrics = ("mask", "box", "boundary")
     evaluate(predictor, load_coco(small, small.parent / "val"), metrics=metrics, progress=False)
     dataset = load_coco(folder / "val.json", folder / "val")
-    before, start = peak_megabytes(), time.perf_counter()
-    evaluator = evaluate(predictor, dataset, metrics=metrics, progress=False)
-    summary = evaluator.summarize()
-    assert summary["instances"] == IMAGES * OBJECTS
-    print(json.dumps([peak_megabytes() - before, (time.perf_counter() - start) / IMAGES]))
+    start = time.perf_counter()
+
+    def judge():
+        summary = evaluate(predictor, dataset, metrics=metrics, progress=False).summarize()
+        assert summary["instances"] == IMAGES * OBJECTS
+
+    taken = working_memory(judge, torch.device("cpu"))
+    print(json.dumps([taken and taken / 2**20, (time.perf_counter() - start) / IMAGES]))
 
 
 @pytest.mark.slow
@@ -94,6 +92,8 @@ def test_large_images_full_of_objects(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert run.returncode == 0, run.stderr
     megabytes, seconds = json.loads(run.stdout)
+    if megabytes is None:
+        pytest.skip("only Linux tells a process's memory")
     assert 0 < megabytes < MEGABYTES and seconds < 30
 
 

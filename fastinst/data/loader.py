@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset, ImageRecord
 from fastinst.data.images import read_reduced
-from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.objects import Objects
+from fastinst.data.view import Views
 from fastinst.errors import InputError
 
 RETRY_SECONDS = 0.5
@@ -34,7 +33,7 @@ class TrainingImages:
     one after the other, or all there are, cannot be read.
     """
 
-    def __init__(self, dataset: Dataset, settings: Augmentation | LargeScaleJitter, seed: int):
+    def __init__(self, dataset: Dataset, settings: Views, seed: int):
         self.records = [
             record for record in dataset.images if any(not a.iscrowd for a in record.annotations)
         ]

@@ -16,9 +16,9 @@ import torch
 from fastinst.config import ModelConfig
 from fastinst.data.augment import Augmentation
 from fastinst.data.dataset import Dataset
-from fastinst.data.large_scale_jitter import LargeScaleJitter
 from fastinst.data.layouts import is_for_testing
 from fastinst.data.loader import TrainingImages
+from fastinst.data.view import Views
 from fastinst.examination import annotation_checks, class_checks, image_checks
 from fastinst.examination.alignment import ABOVE_CHANCE, measure_alignment
 from fastinst.examination.findings import Finding, counted, place
@@ -64,7 +64,7 @@ def examine(
     batch_size: int,
     *,
     parts: int = 1,
-    settings: Augmentation | LargeScaleJitter | None = None,
+    settings: Views | None = None,
     device: torch.device | None = None,
     amp: bool = False,
     most_images: int | None = MOST_IMAGES,

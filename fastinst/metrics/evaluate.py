@@ -1,6 +1,6 @@
 """A model's results on a data set, compared with its annotations while they come."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from fastinst.data.dataset import Dataset
+from fastinst.data.dataset import Dataset, ImageRecord
 from fastinst.data.images import quiet_pillow, read_image
 from fastinst.metrics.classes import match_classes
 from fastinst.metrics.coco import CocoEvaluator
@@ -25,6 +25,7 @@ def evaluate(
     dataset: Dataset,
     *,
     labels: Tensor | None = None,
+    keep: Callable[[ImageRecord, Instances], None] | None = None,
     metrics: Sequence[str] = ("mask",),
     keep_results: bool = True,
     max_images: int | None = None,
@@ -38,6 +39,7 @@ def evaluate(
     compares the results of the last one.
 
     labels: from match_classes, or None to match the predictor's class names
+    keep: called with each image and its instances, to write them, say
     metrics, keep_results: of the `CocoEvaluator`
     max_images: only the first so many images
     batch_size: of `Predictor.stream`
@@ -53,11 +55,14 @@ def evaluate(
     evaluator = CocoEvaluator(dataset, [record.id for record in records], metrics, keep_results)
     share = records[rank::world]
 
-    def compare(image_id: int, found: Instances) -> None:
+    def compare(record: ImageRecord, found: Instances) -> None:
         found.labels = labels[found.labels]
         known = found.labels >= 0
         # Choosing copies, and the masks of a photograph take a hundred megabytes.
-        evaluator.update(image_id, found if known.all() else found[known])
+        found = found if known.all() else found[known]
+        evaluator.update(record.id, found)
+        if keep is not None:
+            keep(record, found)
 
     reads = [partial(read_image, r.path, (r.height, r.width)) for r in share]
     pending: Future | None = None
@@ -74,7 +79,7 @@ def evaluate(
                 if pending is not None:
                     pending.result()
                 large = found.packed.nbytes >= LARGE_BYTES
-                pending = comparing.submit(compare, record.id, found)
+                pending = comparing.submit(compare, record, found)
                 del found
                 if large:
                     pending.result()

@@ -12,14 +12,30 @@ import torch
 
 from fastinst.config import ModelConfig, list_models
 from fastinst.data.augment import Augmentation
+from fastinst.data.dataset import TASKS
+from fastinst.data.fixed_crop import FixedCrop
 from fastinst.data.large_scale_jitter import LargeScaleJitter
+from fastinst.data.view import Views
 from fastinst.errors import ArgumentParser, InputError
 from fastinst.examination.report import MOST_IMAGES
 from fastinst.training.interrupts import parse_duration
 from fastinst.training.run_folder import RunFolder, resolve_resume
+from fastinst.training.schedule import DROPS
 
 # Of this process alone: a resumed run does not take them over.
 _OF_THIS_PROCESS = ("resume", "device", "sanity", "time_limit", "workers", "check_all_images")
+# Defaults of the options, under a name: the supplement's appendix B.
+RECIPES = {
+    "cityscapes": {
+        "model": "fastinst-d3-r50-1024",
+        "augmentation": "crop",
+        "steps": 90_000,
+        "batch_size": 16,
+        "lr": 1e-4,
+        "warmup": 10,
+        "drops": [0.9, 0.95],
+    },
+}
 # What a run's weights and its stream of batches are made of.
 _FIXED = ("model", "set", "size", "weights", "batch_size", "batch_norm", "seed")
 
@@ -43,6 +59,9 @@ def parse_arguments(
     """
     parser = _make_parser(description)
     args = parser.parse_args(given)
+    if args.recipe:
+        parser.set_defaults(**RECIPES[args.recipe] | ({"steps": None} if args.epochs else {}))
+        args = parser.parse_args(given)
     folder = args.output or f"runs/{args.model}"
     found = resolve_resume(args.resume, folder) if args.resume else None
     resumed = None
@@ -93,11 +112,13 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     return None if amp == "off" else getattr(torch, amp)
 
 
-def training_views(augmentation: str, config: ModelConfig) -> Augmentation | LargeScaleJitter:
+def training_views(augmentation: str, config: ModelConfig) -> Views:
     """What --augmentation means at a model's size."""
     edges = (config.train_short_edge, config.train_max_edge)
     if augmentation == "jitter":
         return LargeScaleJitter(max(edges))
+    if augmentation == "crop":
+        return FixedCrop.for_size(config.train_short_edge)
     return {"release": Augmentation.for_size, "flip": Augmentation.flip_only}[augmentation](*edges)
 
 
@@ -107,13 +128,16 @@ def _make_parser(description: str) -> ArgumentParser:
     )
     add = parser.add_argument_group("data").add_argument
     add("--data", help="folder or file to train on")
+    tasks = "learn objects, objects and stuff, or stuff alone: each class all there is [instance]"
+    add("--task", choices=TASKS, default="instance", help=tasks)
     add("--val", help="folder or file to evaluate on [found in --data]")
     add("--images", help="folder of the images, for a COCO JSON that lies elsewhere")
     add(
         "--augmentation",
-        choices=("release", "flip", "jitter"),
+        choices=("release", "flip", "jitter", "crop"),
         default="release",
-        help="the release's crops, sizes and flips; flips alone; or large-scale jitter [release]",
+        help="the release's crops, sizes and flips; flips alone; large-scale jitter; or crops of "
+        "one size, half as high as wide [release]",
     )
     few = f"examine every image, not only {MOST_IMAGES} of each split"
     add("--check-all-images", action="store_true", help=few)
@@ -147,6 +171,8 @@ def _make_parser(description: str) -> ArgumentParser:
         help="continue a run: its folder, a checkpoint, or auto for the one in --output if there "
         "is one; other options override",
     )
+    recipe = "defaults of all options for a data set: cityscapes, as in the paper's supplement"
+    add("--recipe", choices=RECIPES, help=recipe)
     length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--epochs", type=_positive(float), metavar="N", help="[50, but at least 2000 steps]"
@@ -171,6 +197,8 @@ def _make_parser(description: str) -> ArgumentParser:
     add("--backbone-lr", type=_not_negative(float), metavar="X", help=backbone)
     decay = "AdamW's, but for norms and embeddings [0.05]"
     add("--weight-decay", type=_not_negative(float), default=0.05, metavar="X", help=decay)
+    drops = "where the learning rate is multiplied by 0.1, as fractions of the run [0.889 0.963]"
+    add("--drops", type=_fraction, nargs="*", default=list(DROPS), metavar="X", help=drops)
     rise = "steps over which the learning rate rises [a fiftieth of all, 10 to 1000]"
     add("--warmup", type=_not_negative(int), metavar="N", help=rise)
     clip = "largest gradient norm [0: any]"
@@ -202,6 +230,10 @@ def _not_negative(kind: type) -> Callable[[str], float]:
 
 def _decay(text: str) -> float:
     return _number(float, text, "must be at least 0 and less than 1", lambda value: 0 <= value < 1)
+
+
+def _fraction(text: str) -> float:
+    return _number(float, text, "must be from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def _number(kind: type, text: str, rule: str, follows: Callable[[float], bool]) -> float:

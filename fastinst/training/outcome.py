@@ -51,6 +51,8 @@ def describe_outcome(
         data = ["--data", args.val or args.data]
         if args.images:
             data = ["--data", str(val.source), "--images", str(val.image_folder)]
+        if args.task != "instance":
+            data += ["--task", args.task]
         best = [str(Path(args.output) / BEST), *data]
         lines.append(f"next: python evaluate.py {shlex.join(best)}")
     return lines

@@ -1,6 +1,7 @@
 """How long a run trains and with which learning rate, from the sizes of its data and batch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # The batch and the learning rate that the release trains with, and where it multiplies the latter
@@ -18,6 +19,7 @@ class Schedule:
     steps_per_epoch: float
     lr: float
     warmup: int  # steps
+    drops_at: tuple[float, ...] = DROPS  # fractions of the steps
     pause_every: int  # steps from one evaluation and checkpoint to the next
 
     @classmethod
@@ -30,6 +32,7 @@ class Schedule:
         steps: int | None = None,
         lr: float | None = None,
         warmup: int | None = None,
+        drops_at: Sequence[float] = DROPS,
         pause_every: int | None = None,
     ) -> "Schedule":
         """What is None follows from the number of training images and the batch size.
@@ -52,12 +55,13 @@ class Schedule:
             steps_per_epoch=steps_per_epoch,
             lr=LR * math.sqrt(batch_size / BATCH_SIZE) if lr is None else lr,
             warmup=warmup,
+            drops_at=tuple(drops_at),
             pause_every=pause_every,
         )
 
     @property
     def drops(self) -> list[int]:
-        return [math.ceil(drop * self.steps) for drop in DROPS]
+        return [math.ceil(drop * self.steps) for drop in self.drops_at]
 
     def lr_factor(self, step: int) -> float:
         """What `lr` is multiplied by at `step`, from 0: rises linearly, then falls at `drops`."""

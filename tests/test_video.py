@@ -1,6 +1,7 @@
 """Videos, by a stand-in for ffmpeg that speaks its protocol, and by a real one if there is one."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,8 +22,7 @@ PROGRAM = Path(__file__).parents[1] / "predict.py"
 
 # A clip is "WIDTH HEIGHT FRAMES COMPLAINT CODE"; frame i is red at i * 10. What is written is the
 # mean of each frame.
-FFMPEG = """#!{python}
-import sys
+FFMPEG = """import sys
 arguments = sys.argv[1:]
 inputs = [arguments[i + 1] for i, word in enumerate(arguments) if word == "-i"]
 try:
@@ -37,7 +37,7 @@ if inputs[0] == "-":
                 sys.exit("no room on the device")
             print(round(sum(frame[::3]) / (size // 3)), file=out)
 elif "yuv4mpegpipe" in arguments:
-    print(f"YUV4MPEG2 W{{width}} H{{height}} F30000:1001 Ip A1:1 C444")
+    print(f"YUV4MPEG2 W{width} H{height} F30000:1001 Ip A1:1 C444")
 else:
     for i in range(int(frames)):
         sys.stdout.buffer.write(bytes([i * 10, 0, 0]) * (size // 3))
@@ -52,7 +52,10 @@ def fake(tmp_path, monkeypatch):
     """Makes clips for the stand-in, which is the only ffmpeg there is."""
     program = tmp_path / "bin" / "ffmpeg"
     program.parent.mkdir()
-    program.write_text(FFMPEG.format(python=sys.executable))
+    script = tmp_path / "ffmpeg.py"
+    script.write_text(FFMPEG)
+    # Not as Python's own "#!" line, which a folder with a space in its name would break.
+    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(script)])} "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
     folder = tmp_path / "my videos"

@@ -36,6 +36,7 @@ from fastinst.preprocess import preprocess
 from fastinst.records import describe_machine, format_rows, print_machine, read_rows
 from fastinst.results import postprocess
 from fastinst.rivals.release_network import release_network, release_postprocess
+from fastinst.timing import summarize_stages
 from fastinst.weights import load_model
 
 CSV_HEADER = (
@@ -203,13 +204,11 @@ def time_in_turn(sides: dict, records: list[ImageRecord]) -> dict[str, list[list
 
 def summarize(times: dict[str, list[list[float]]]) -> list[dict]:
     """Rows of the CSV for each side and stage, "all" being the last."""
-    rows = []
-    for side, runs in times.items():
-        columns = [*zip(*runs, strict=True), [sum(run) for run in runs]]
-        for stage, column in zip((*STAGES, "all"), columns, strict=True):
-            median, p95 = np.percentile(column, (50, 95)).tolist()
-            rows.append({"side": side, "stage": stage, "median_ms": median, "p95_ms": p95})
-    return rows
+    return [
+        {"side": side, "stage": stage} | numbers
+        for side, runs in times.items()
+        for stage, numbers in summarize_stages(runs, STAGES)
+    ]
 
 
 if __name__ == "__main__":

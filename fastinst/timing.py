@@ -3,8 +3,9 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 # About 5 ms: while a GPU waits so long, what comes after is launched, and then runs without gaps.
@@ -70,3 +71,13 @@ def is_stable(times: list[float]) -> bool:
         return False
     last, before = statistics.median(times[-3:]), statistics.median(times[-6:-3])
     return abs(last - before) < 0.05 * before
+
+
+def summarize_stages(
+    runs: Sequence[Sequence[float]], stages: Sequence[str]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """From the milliseconds of each run's stages: each stage's percentiles, and those of "all"."""
+    columns = [*zip(*runs, strict=True), [sum(run) for run in runs]]
+    for stage, column in zip((*stages, "all"), columns, strict=True):
+        median, p95 = np.percentile(column, (50, 95)).tolist()
+        yield stage, {"median_ms": median, "p95_ms": p95}

@@ -9,9 +9,24 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from fastinst.data.dataset import unique_names
 from fastinst.errors import InputError
+
+
+def read_json(path: Path | str) -> Any:
+    """The content of a JSON file; raises InputError if it cannot be read as such."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return json.load(file)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read as JSON: {reason}") from error
 
 
 def read_tables(json_path: Path) -> list[list[dict]]:
@@ -19,15 +34,7 @@ def read_tables(json_path: Path) -> list[list[dict]]:
 
     Raises InputError if the file has no such lists, or no images or categories in them.
     """
-    try:
-        with open(json_path, encoding="utf-8-sig") as file:
-            data = json.load(file)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{json_path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{json_path}: cannot be read as JSON: {error}") from error
+    data = read_json(json_path)
     if not isinstance(data, dict):
         raise InputError(f"{json_path}: not COCO: it holds a {type(data).__name__}, not an object")
     for name in ("images", "annotations", "categories"):

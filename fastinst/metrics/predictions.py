@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-results
 import json
 from pathlib import Path
 
+from fastinst.data.coco_tables import read_json
 from fastinst.data.dataset import Annotation, Dataset
 from fastinst.data.garbage_collection import no_garbage_collection
 from fastinst.data.segmentation import INVISIBLE, check_segmentations
@@ -44,16 +45,7 @@ def read_predictions(path: Path | str, dataset: Dataset) -> dict[int, list[dict]
 
 
 def _read_list(path: Path) -> list[dict]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            results = json.load(file)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read as JSON: {reason}") from error
+    results = read_json(path)
     if isinstance(results, dict) and isinstance(results.get("annotations"), list):
         raise InputError(
             f"{path}: it is a data set, not results: those are a list of entries with image_id, "

@@ -143,6 +143,23 @@ def ground_truth_instances(record: ImageRecord) -> Instances:
     return Instances(torch.ones(count), labels, boxes, packed, (height, width))
 
 
+def fitted(image: np.ndarray, instances: Instances, edge: int) -> tuple[np.ndarray, Instances]:
+    """An image uint8 [H, W, 3] and its instances, scaled to a longer edge of so many pixels.
+
+    Contours and labels are sharp where they are drawn at the size they are seen at.
+    """
+    scale = edge / max(instances.size)
+    height, width = (max(1, round(side * scale)) for side in instances.size)
+    pixels = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    masks = torch.zeros(len(instances), height, width, dtype=torch.bool)
+    for mask, instance in zip(masks, instances.to("cpu"), strict=True):
+        grey = Image.fromarray(instance.masks[0].numpy().view(np.uint8) * np.uint8(255))
+        grey = grey.resize((width, height), Image.Resampling.BILINEAR)
+        mask[:] = torch.from_numpy(np.array(grey)) >= 128
+    scaled = Instances.from_masks(instances.scores, instances.labels, masks, instances.class_names)
+    return np.array(pixels), scaled
+
+
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Put uint8 [H, W, 3] pictures of any sizes into a table, row by row, each in its cell's
     middle; a row is as high as its highest picture, a column as wide as its widest one."""
@@ -167,6 +184,26 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 def side_by_side(left: np.ndarray, right: np.ndarray, titles: tuple[str, str]) -> np.ndarray:
     """Two uint8 [H, W, 3] pictures next to each other, each below its title."""
     return grid([titled(left, titles[0]), titled(right, titles[1])], columns=2)
+
+
+def framed(picture: np.ndarray, margin: int) -> np.ndarray:
+    """uint8 [H, W, 3] with so many pixels of background on every side."""
+    height, width = picture.shape[:2]
+    canvas = np.full((height + 2 * margin, width + 2 * margin, 3), BACKGROUND, np.uint8)
+    canvas[margin:-margin, margin:-margin] = picture
+    return canvas
+
+
+def text_line(text: str, width: int, size: int, height: int) -> np.ndarray:
+    """One line of text, shortened to the width: uint8 [height, width, 3]; size: of the font."""
+    font = ImageFont.load_default(size=size)
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "…") > width:
+            text = text[:-1]
+        text += "…"
+    bar = Image.new("RGB", (width, height), BACKGROUND)
+    ImageDraw.Draw(bar).text((0, height / 2), text, FOREGROUND, font, anchor="lm")
+    return np.array(bar)
 
 
 def titled(picture: np.ndarray, title: str) -> np.ndarray:

@@ -66,6 +66,48 @@ def test_found_twice(judge):
     assert twice == {"twice": (0.75, 24 / 32)}
 
 
+LEFT, MIDDLE, RIGHT = (16, 16, 30, 48), (24, 16, 38, 48), (30, 16, 48, 48)
+
+
+def test_found_in_parts(judge):
+    both = judge((0.875, 0, *LEFT), (0.75, 0, 32, 16, 46, 48))
+    assert both == {"parts": (0.75, 14 / 32)}
+    # Beside the whole object, and reaching out of it a little.
+    whole = judge((0.875, 0, 16, 16, 48, 48), (0.75, 0, 42, 16, 50, 48))
+    assert whole == {"parts": (0.75, 6 / 34)}
+    # However small they are, the object was not missed.
+    assert judge((0.875, 0, 16, 16, 20, 20), (0.75, 0, 40, 40, 44, 44)).keys() == {"parts"}
+
+
+def test_what_is_no_part(judge):
+    assert judge((0.75, 0, *LEFT)).keys() == {"mask"}  # alone
+    assert judge((0.875, 0, *LEFT), (0.75, 0, 16, 16, 31, 48)).keys() == {"mask"}  # the same twice
+    assert judge((0.875, 0, *LEFT), (0.75, 1, *RIGHT)).keys() == {"mask", "class"}
+    half_outside = judge((0.875, 0, *LEFT), (0.75, 0, 40, 16, 56, 48))
+    assert half_outside.keys() == {"mask"}
+    # What is right about another object is no part of this one.
+    small = (0, 16, 16, 26, 26)
+    nested = judge((0.875, 0, *small[1:]), (0.75, 0, *MIDDLE), truth=(SQUARE, small))
+    assert nested.keys() == {"mask"}
+
+
+def test_a_mistake_knows_the_results_that_it_is_one_too_many_to(tmp_path):
+    dataset = load(write_coco(tmp_path, [[SQUARE, (0, 56, 16, 88, 48)]]))
+    (record,) = dataset.images
+    twice = [(0.9, 0, 16, 16, 48, 48), (0.8, 0, 16, 16, 48, 44), (0.7, 0, 16, 16, 44, 48)]
+    parts = [(0.6, 0, 56, 16, 66, 48), (0.5, 0, 66, 16, 76, 48), (0.4, 0, 76, 16, 86, 48)]
+    results = instances(*twice, *parts).to_coco(record.id, dataset.category_ids)
+    mistakes = find_mistakes(record, regions(record, results, dataset))
+    assert [(m.kind, m.result, m.beside) for m in mistakes] == [
+        ("twice", 1, (0,)),
+        ("twice", 2, (0, 1)),
+        ("parts", 3, (4, 5)),
+        ("parts", 4, (3, 5)),
+        ("parts", 5, (3, 4)),
+    ]
+    assert {m.object for m in mistakes[2:]} == {1}
+
+
 def test_a_crowd_is_neither_missed_nor_wrongly_found(judge):
     assert judge((0.9, 0, 16, 16, 24, 24), crowd=True) == {}
     assert judge(crowd=True) == {}
@@ -97,7 +139,11 @@ def test_the_gallery_has_a_row_for_each_kind(tmp_path):
     assert nothing.shape[0] < one.shape[0] == picture.shape[0]  # two kinds, one row each
     cell = (picture.shape[1] - 32 - 16 * (COLUMNS - 1)) // COLUMNS
     assert not (picture[16:-16, 16 : 16 + cell] == picture[0, 0]).all()
-    assert set(KINDS) == {"missed", "false", "class", "mask", "twice"}
+    assert set(KINDS) == {"missed", "false", "class", "mask", "twice", "parts"}
+    chosen = draw_gallery(dataset, results, ["twice"], progress=False)
+    assert chosen.shape[0] < one.shape[0]
+    sure = draw_gallery(dataset, results, min_score=0.75, progress=False)  # missed, found twice
+    assert sure.shape == picture.shape and (sure != picture).any()
 
 
 def test_objects_at_the_border_of_a_narrow_image(tmp_path):

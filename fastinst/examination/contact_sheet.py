@@ -2,13 +2,12 @@
 
 import numpy as np
 import torch
-from PIL import Image
 
 from fastinst.data.loader import TrainingImages
 from fastinst.examination.findings import counted
 from fastinst.ops.bits import unpack_bits
 from fastinst.results import Instances
-from fastinst.visualize import BACKGROUND, grid, overlay, titled
+from fastinst.visualize import fitted, framed, grid, overlay, titled
 
 CELL = 400  # pixels, the longer edge of each image on the sheet
 MARGIN = 12
@@ -25,25 +24,13 @@ def contact_sheet(
     chosen = np.linspace(0, len(images), count, endpoint=False).astype(int).tolist()
     pictures = [_picture(images[0, index], class_names) for index in chosen]
     sheet = grid(pictures, min(columns, len(pictures)))
-    framed = np.full([sheet.shape[0] + 2 * MARGIN, sheet.shape[1] + 2 * MARGIN, 3], BACKGROUND)
-    framed[MARGIN:-MARGIN, MARGIN:-MARGIN] = sheet
-    return framed.astype(np.uint8)
+    return framed(sheet, MARGIN)
 
 
 def _picture(sample: dict, class_names: tuple[str, ...]) -> np.ndarray:
     image, target = sample["image"], sample["target"]
     masks = unpack_bits(target["masks"], image.shape[2])
-    scale = CELL / max(image.shape[1:])
-    height, width = (max(1, round(side * scale)) for side in image.shape[1:])
-    # Masks are drawn on the enlarged image, where contours and labels are sharp.
-    rows, columns = (
-        torch.arange(new) * old // new
-        for old, new in zip(image.shape[1:], (height, width), strict=True)
-    )
-    masks = masks[:, rows][:, :, columns]
-    pixels = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
     instances = Instances.from_masks(torch.ones(len(masks)), target["labels"], masks)
-    drawn = overlay(np.array(pixels), instances, class_names, show_scores=False)
+    pixels, instances = fitted(image.permute(1, 2, 0).numpy(), instances, CELL)
+    drawn = overlay(pixels, instances, class_names, show_scores=False)
     return titled(drawn, f"image {sample['image_id']}, {counted(len(masks), 'object')}")

@@ -75,9 +75,13 @@ class CocoEvaluator:
 
     def results(self) -> list[dict]:
         """All results in the COCO results format, by image id, with the original category ids."""
+        return [result for results in self.results_by_image().values() for result in results]
+
+    def results_by_image(self) -> dict[int, list[dict]]:
+        """The same of each image that counts, by its id."""
         if self._results is None:
             raise ValueError("the evaluator was made with keep_results=False")
-        return [result for _, results in sorted(self._results.items()) for result in results]
+        return {image_id: self._results.get(image_id, []) for image_id in self.image_ids}
 
     def curves(self, metric: str) -> Curves:
         """Precision and recall by one of `metrics`."""

@@ -1,16 +1,26 @@
 """A picture of a model's worst mistakes, each beside the ground truth."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from fastinst.data.dataset import Dataset
+from fastinst.data.dataset import Dataset, ImageRecord
 from fastinst.data.images import read_image
-from fastinst.metrics.mistakes import KINDS, Mistake, Regions, find_mistakes, regions, worst
+from fastinst.metrics.mistakes import (
+    KINDS,
+    MIN_SCORE,
+    Mistake,
+    Regions,
+    find_mistakes,
+    regions,
+    worst,
+)
 from fastinst.results import Instances
-from fastinst.visualize import BACKGROUND, FOREGROUND, grid, overlay
+from fastinst.visualize import BACKGROUND, framed, grid, overlay, text_line
 
 COLUMNS = 4
 CELL = 240  # pixels, both edges of each of the two pictures of a mistake
@@ -19,37 +29,40 @@ SMALLEST_WINDOW = 48  # image pixels, both edges
 
 
 def draw_gallery(
-    dataset: Dataset, results: dict[int, list[dict]], progress: bool = True
+    dataset: Dataset,
+    results: dict[int, list[dict]],
+    kinds: Sequence[str] = tuple(KINDS),
+    min_score: float = MIN_SCORE,
+    progress: bool = True,
 ) -> np.ndarray:
     """The worst COLUMNS mistakes of each kind: on the left the annotations, on the right results.
 
     results: by image id, with masks, in the COCO results format; of the images that count
+    kinds: of `KINDS`, in the order in which they are shown
+    min_score: results that score less are taken for not found
     Returns uint8 [H, W, 3].
     Raises InputError for an image that cannot be read.
     """
     records = [record for record in dataset.images if record.id in results]
+
+    def image(record: ImageRecord) -> Regions:
+        return regions(record, results[record.id], dataset, min_score)
+
     mistakes: dict[str, list[Mistake]] = {kind: [] for kind in KINDS}
     for record in tqdm(records, "mistakes", disable=not progress):
-        for mistake in find_mistakes(record, regions(record, results[record.id], dataset)):
+        for mistake in find_mistakes(record, image(record)):
             mistakes[mistake.kind].append(mistake)
     width = COLUMNS * (2 * CELL + 4) + (COLUMNS - 1) * 16
     rows = []
-    for kind, of_kind in mistakes.items():
-        if of_kind:
+    for kind in kinds:
+        if of_kind := mistakes[kind]:
+            title = f"{KINDS[kind]} ({len(of_kind)} in all)"
+            rows.append(text_line(title, width, 22, 28))
             chosen = worst(of_kind, COLUMNS)
-            rows.append(_line(f"{KINDS[kind]} ({len(of_kind)} in all)", width, 22, 28))
-            cells = [
-                _cell(
-                    mistake, regions(mistake.record, results[mistake.record.id], dataset), dataset
-                )
-                for mistake in chosen
-            ]
+            cells = [_cell(mistake, image(mistake.record), dataset) for mistake in chosen]
             blank = np.full_like(cells[0], BACKGROUND)
             rows.append(np.concatenate(_spaced(cells + [blank] * (COLUMNS - len(cells))), axis=1))
-    sheet = np.concatenate(rows or [_line("no mistakes", width, 22, 28)])
-    framed = np.full([sheet.shape[0] + 32, sheet.shape[1] + 32, 3], BACKGROUND, np.uint8)
-    framed[16:-16, 16:-16] = sheet
-    return framed
+    return framed(np.concatenate(rows or [text_line("no mistakes", width, 22, 28)]), 16)
 
 
 def _spaced(cells: list[np.ndarray]) -> list[np.ndarray]:
@@ -68,19 +81,11 @@ def _cell(mistake: Mistake, image: Regions, dataset: Dataset) -> np.ndarray:
     window = _window(np.array(boxes), record.height, record.width)
     pixels = read_image(record.path, (record.height, record.width))
 
-    objects = [i for i in range(len(truth)) if not truth.crowd[i]]
-    shown = list(range(len(found)))
     if mistake.kind == "missed":
-        objects = [mistake.object]
-    elif mistake.kind == "twice":
-        # The one that came first is there too: no result before it is of less use.
-        shown = [
-            i
-            for i in range(mistake.result + 1)
-            if i == mistake.result or _overlap(found, truth, i, mistake.object) >= 0.5
-        ]
+        objects, shown = [mistake.object], list(range(len(found)))
     else:
-        shown = [mistake.result]
+        objects = [i for i in range(len(truth)) if not truth.crowd[i]]
+        shown = sorted((mistake.result, *mistake.beside))
     left = _picture(
         pixels,
         window,
@@ -100,12 +105,8 @@ def _cell(mistake: Mistake, image: Regions, dataset: Dataset) -> np.ndarray:
         show_scores=True,
     )
     pair = grid([left, right], columns=2)
-    caption = [_line(text, pair.shape[1], 15, 20) for text in _caption(mistake, image, dataset)]
+    caption = [text_line(text, pair.shape[1], 15, 20) for text in _caption(mistake, image, dataset)]
     return np.concatenate([pair, *caption, np.full((12, pair.shape[1], 3), BACKGROUND, np.uint8)])
-
-
-def _overlap(found, truth, i: int, g: int) -> float:
-    return float(rle.iou([found.codes[i]], [truth.codes[g]], [0])[0, 0])
 
 
 def _caption(mistake: Mistake, image: Regions, dataset: Dataset) -> tuple[str, str]:
@@ -158,15 +159,3 @@ def _picture(pixels, window, codes, labels, scores, dataset, show_scores) -> np.
         torch.from_numpy(masks[visible]),
     )
     return overlay(image, instances, dataset.class_names, show_scores=show_scores)
-
-
-def _line(text: str, width: int, size: int, height: int) -> np.ndarray:
-    """One line of text, shortened to the width."""
-    font = ImageFont.load_default(size=size)
-    if font.getlength(text) > width:
-        while text and font.getlength(text + "…") > width:
-            text = text[:-1]
-        text += "…"
-    bar = Image.new("RGB", (width, height), BACKGROUND)
-    ImageDraw.Draw(bar).text((0, height / 2), text, FOREGROUND, font, anchor="lm")
-    return np.array(bar)

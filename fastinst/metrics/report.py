@@ -29,9 +29,6 @@ def write_report(evaluator: CocoEvaluator, name: str, folder: Path) -> list[Path
         written.append(folder / "precision_recall.png")
         with write_whole(written[-1]) as file:
             curves.save(file, "PNG")
-    by_image: dict[int, list[dict]] = {image_id: [] for image_id in evaluator.image_ids}
-    for result in evaluator.results():
-        by_image[result["image_id"]].append(result)
     written.append(folder / "mistakes.jpg")
-    save_jpeg(written[-1], draw_gallery(dataset, by_image))
+    save_jpeg(written[-1], draw_gallery(dataset, evaluator.results_by_image()))
     return written

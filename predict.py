@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from fastinst.data.dataset import Dataset, ImageRecord
 from fastinst.data.formats import load_dataset
-from fastinst.data.images import list_images, read_image
+from fastinst.data.images import find_files, read_image
 from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import make_output_folder, write_whole
 from fastinst.picture_pipeline import run_pipeline
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def predict(args: argparse.Namespace, processes: Processes) -> int:
     # What to read and where to write.
-    paths = find_inputs(args.inputs)
+    paths = find_files(args.inputs)
     output = make_output_folder(args.output)
     inside = [path for path in paths if path.resolve().parent == output.resolve()]
     if inside:
@@ -209,21 +209,6 @@ def predict_video(item: Item, output: Path, run_items: Callable, draw: bool) -> 
     if video.damage:
         done.append(replace(item, frame=len(done), error=video.damage))
     return done
-
-
-def find_inputs(inputs: list[Path]) -> list[Path]:
-    """The files among the inputs and the images directly in the folders, each once."""
-    paths = {}
-    for source in inputs:
-        if source.is_dir():
-            found = list_images(source)
-        elif source.is_file():
-            found = [source]
-        else:
-            raise InputError(f"{source}: no such file or folder")
-        for path in found:
-            paths.setdefault(path.resolve(), path)
-    return list(paths.values())
 
 
 def output_names(paths: list[Path]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Finding image files and reading them to RGB arrays."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,24 @@ def list_images(folder: Path) -> list[Path]:
     if not paths:
         raise InputError(f"{folder}: no images ({', '.join(sorted(SUFFIXES))}) in it")
     return paths
+
+
+def find_files(sources: Iterable[Path]) -> list[Path]:
+    """The files among the sources and the images directly in the folders, each once.
+
+    Raises InputError, naming it, for a source that does not exist or a folder without images.
+    """
+    paths = {}
+    for source in sources:
+        if source.is_dir():
+            found = list_images(source)
+        elif source.is_file():
+            found = [source]
+        else:
+            raise InputError(f"{source}: no such file or folder")
+        for path in found:
+            paths.setdefault(path.resolve(), path)
+    return list(paths.values())
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -9,7 +9,16 @@ import fastinst.visualize as visualize
 from fastinst.data.coco import load_coco
 from fastinst.picture_labels import Labels
 from fastinst.results import Instances
-from fastinst.visualize import grid, ground_truth_instances, overlay, side_by_side
+from fastinst.visualize import (
+    BACKGROUND,
+    fitted,
+    framed,
+    grid,
+    ground_truth_instances,
+    overlay,
+    side_by_side,
+    text_line,
+)
 
 NAMES = ("cat", "dog")
 
@@ -223,6 +232,29 @@ def test_grid_puts_pictures_in_rows():
         assert (ys.mean() > picture.shape[0] / 3) == (i >= 2)
         assert (xs.mean() > picture.shape[1] / 2) == (i % 2 == 1)
     assert grid(pictures[:1], columns=3).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("edge", [300, 30])
+def test_an_image_and_its_instances_are_scaled_alike(edge):
+    found = instances([(20, 10, 60, 40), (0, 0, 100, 60)], 60, 100, labels=[1, 0])
+    image = grey(60, 100)
+    image[10:40, 20:60] = 200
+    pixels, scaled = fitted(image, found, edge)
+    assert pixels.shape == (edge * 6 // 10, edge, 3) and scaled.size == pixels.shape[:2]
+    assert torch.equal(scaled.scores, found.scores) and torch.equal(scaled.labels, found.labels)
+    assert scaled.boxes.tolist() == (found.boxes * edge / 100).tolist()
+    assert ((pixels[..., 0] > 164) == scaled.masks[0].numpy()).all() and scaled.masks[1].all()
+    empty = fitted(image, found[:0], edge)[1]
+    assert len(empty) == 0 and empty.size == pixels.shape[:2]
+
+
+def test_a_frame_and_a_line_of_text():
+    picture = framed(grey(10, 20), 3)
+    assert picture.shape == (16, 26, 3) and (picture[3:-3, 3:-3] == 128).all()
+    assert (picture != 128).any(2).sum() == 16 * 26 - 10 * 20
+    line, cut = text_line("words", 200, 15, 20), text_line("words " * 20, 200, 15, 20)
+    assert line.shape == cut.shape == (20, 200, 3)
+    assert (line[:, 100:] == BACKGROUND).all() and (cut[:, 150:] != BACKGROUND).any()
 
 
 def test_ground_truth_instances_leave_crowds_out(tmp_path):

@@ -19,8 +19,8 @@ _DIMMED = 0.35  # of an image's lightness beneath a map
 
 
 class AttentionMaps(NamedTuple):
-    """weights: [heads, N_b, h, w], of each pixel of p3 in what a query reads; over all pixels, those
-        of the padding too, they sum to 1
+    """weights: [heads, N_b, h, w], of each pixel of p3 in what a query reads; over all of them,
+        with those of the padding, they sum to 1
     image_part: (height, width) of the image, which is at the maps' top left, as shares of theirs
     """
 

@@ -1,5 +1,6 @@
 """figures.py, from checkpoints and images to one picture."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def colour_figures(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    @functools.cache
     def save(name, **overrides):
         torch.manual_seed(0)
         model = fastinst.create_model(
@@ -69,7 +71,8 @@ def test_queries_of_two_checkpoints_are_told_apart_by_their_settings(
 ):
     headings = []
     monkeypatch.setattr(
-        "fastinst.figures.sheet.sheet", lambda cells, titles, _: headings.extend(titles) or GREY
+        "fastinst.figures.supplement.sheet",
+        lambda cells, titles, _: headings.extend(titles) or GREY,
     )
     weights = [checkpoint("a.pt"), checkpoint("b.pt", location_weight=0.0)]
     images = ("--images", data / "val" / "1.png", "--output", tmp_path / "x.png")

@@ -7,7 +7,12 @@ from predictor_cases import random_images, tiny_model
 from torch import nn
 
 from fastinst.errors import InputError
-from fastinst.figures.attention_maps import attention_weights, auxiliary_attention, draw_attention
+from fastinst.figures.attention_maps import (
+    attention_weights,
+    auxiliary_attention,
+    concentration,
+    draw_attention,
+)
 from fastinst.figures.colour_map import colour_map
 from fastinst.figures.observation import load_observable, observe
 
@@ -77,6 +82,14 @@ def test_a_map_is_drawn_over_the_image_and_not_over_its_padding():
     assert abs(row - 60) <= 2 and abs(column - 228) <= 2
     assert np.abs(drawn[60, 228].astype(int) - colour_map(1.0)).max() <= 12
     assert (drawn[150:, :100] == 70).all()  # nothing there: the image, dimmed
+
+
+def test_the_concentration_is_of_what_is_seen():
+    weights = torch.full((8, 12), 1.0)
+    weights[2, 10], weights[3, 11] = 25.0, 73.0  # the mean is 2
+    assert concentration(weights, (1, 84 / 96)) == 12.5
+    assert concentration(weights, (1, 90 / 96)) == 36.5  # half a pixel of it
+    assert concentration(weights, (3 / 8, 1)) == 12.5
 
 
 def test_a_map_of_nothing():

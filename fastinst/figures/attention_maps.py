@@ -75,6 +75,12 @@ def attention_weights(attention: Attention, queries: Tensor, keys: Tensor) -> Te
     return (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
 
 
+def concentration(weights: Tensor, image_part: tuple[float, float]) -> float:
+    """How many times the mean of a map [h, w] its largest weight in the image is."""
+    height, width = np.ceil(np.multiply(weights.shape, image_part)).astype(int)
+    return float(weights[:height, :width].max() / weights.mean())
+
+
 def draw_attention(
     picture: np.ndarray, weights: Tensor, image_part: tuple[float, float]
 ) -> np.ndarray:

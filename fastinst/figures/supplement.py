@@ -8,7 +8,7 @@ import numpy as np
 
 from fastinst.data.dataset import Dataset
 from fastinst.errors import InputError
-from fastinst.figures.attention_maps import auxiliary_attention, draw_attention
+from fastinst.figures.attention_maps import auxiliary_attention, concentration, draw_attention
 from fastinst.figures.query_points import draw_points, observe_queries, on_objects, query_points
 from fastinst.figures.sheet import Cell, legend, sheet
 from fastinst.figures.shown import Shown
@@ -85,7 +85,8 @@ def attention_figure(
         cells.append(shown.cell())
         for x in maps.values():
             picture = draw_attention(shown.picture, x, image_part)
-            cells.append(Cell(picture, f"{x.numel() * x.max():.1f} times the mean"))
+            largest = concentration(x, image_part)
+            cells.append(Cell(picture, f"up to {largest:.1f} times the mean"))
     return sheet(cells, [shown.heading, *maps], legend("attention", ("none", "the most here")))
 
 

@@ -75,6 +75,8 @@ def test_found_in_parts(judge):
     # Beside the whole object, and reaching out of it a little.
     whole = judge((0.875, 0, 16, 16, 48, 48), (0.75, 0, 42, 16, 50, 48))
     assert whole == {"parts": (0.75, 6 / 34)}
+    # A whole that reaches far out of it is right too.
+    assert judge((0.875, 0, 16, 16, 68, 48), (0.75, 0, *LEFT)) == {"parts": (0.75, 14 / 32)}
     # However small they are, the object was not missed.
     assert judge((0.875, 0, 16, 16, 20, 20), (0.75, 0, 40, 40, 44, 44)).keys() == {"parts"}
 

@@ -65,10 +65,10 @@ def test_no_auxiliary_queries():
 
 
 def test_another_decoder():
-    model = tiny_model()
-    model.decoder = nn.Identity()
-    with pytest.raises(InputError, match="no auxiliary queries"):
-        auxiliary_attention(load_observable(model), IMAGE)
+    predictor = load_observable(tiny_model())
+    predictor.network.decoder = nn.Identity()
+    with pytest.raises(InputError, match="not the dual-path decoder"):
+        auxiliary_attention(predictor, IMAGE)
 
 
 def test_a_map_is_drawn_over_the_image_and_not_over_its_padding():

@@ -109,10 +109,10 @@ def test_points_on_objects():
 
 
 def test_queries_that_come_from_nowhere():
-    model = tiny_model()
-    model.queries = nn.Identity()
+    predictor = load_observable(tiny_model())
+    predictor.network.queries = nn.Identity()
     with pytest.raises(InputError, match="learnt queries"):
-        observe_queries(load_observable(model), random_images()[0])
+        observe_queries(predictor, random_images()[0])
 
 
 def test_colours_lighten_evenly():

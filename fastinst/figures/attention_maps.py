@@ -40,11 +40,13 @@ def auxiliary_attention(predictor: Predictor, image: np.ndarray) -> AttentionMap
     """
     model = predictor.network
     num_queries = model.config.num_aux_queries
-    if num_queries == 0 or not isinstance(model.decoder, DualPathDecoder):
+    if num_queries == 0:
         raise InputError(
-            f"{predictor.name} has no auxiliary queries that read pixels; name a checkpoint of a "
-            "FastInst with num_aux_queries of at least 1"
+            f"{predictor.name} has no auxiliary queries; name a checkpoint of a model with "
+            "num_aux_queries of at least 1"
         )
+    if not isinstance(model.decoder, DualPathDecoder):
+        raise InputError(f"{predictor.name} has not the dual-path decoder, whose maps these are")
     attention = model.decoder.layers[-1].query_attention
     observed = observe(predictor, attention, image)
     queries, query_position, pixels, pixel_position, _ = observed.inputs

@@ -101,7 +101,9 @@ def told_apart(weights: list[str], predictors: list[Predictor]) -> list[str]:
     keys = [key for key in settings[0] if any(s[key] != settings[0][key] for s in settings)]
     if not keys:
         return ["/".join(Path(source).parts[-2:]) for source in weights]
-    return [", ".join(f"{key}={s[key]}" for key in keys) for s in settings]
+    # 0 and 1000.0 are both settings of a float.
+    texts = [[f"{key}={s[key]}".removesuffix(".0") for key in keys] for s in settings]
+    return [", ".join(text) for text in texts]
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -77,7 +77,7 @@ def test_queries_of_two_checkpoints_are_told_apart_by_their_settings(
     weights = [checkpoint("a.pt"), checkpoint("b.pt", location_weight=0.0)]
     images = ("--images", data / "val" / "1.png", "--output", tmp_path / "x.png")
     assert figures("queries", *weights, *images)[0] == 0
-    assert headings == ["location_weight=1000.0", "location_weight=0.0", "image"]
+    assert headings == ["location_weight=1000", "location_weight=0", "image"]
     headings.clear()
     assert figures("queries", weights[0], weights[0], *images)[0] == 0
     assert headings[0] == f"{weights[0].parent.name}/a.pt"

@@ -13,6 +13,7 @@ goes on where it was.
 """
 
 import argparse
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from fastinst.timing import measure_in_turn
 from fastinst.weights import load_model
 
 CSV_HEADER = "date,machine,torch,commit,command,data,table,column,measure,value,p95,paper"
-SECONDS = 3  # for each model, of timing
+DONE = "trained.txt"  # in the folder of a finished run, the command that it is of
 
 
 def main() -> int:
@@ -72,7 +73,7 @@ def main() -> int:
         print(f"{column.name}: {weights[column.name]}")
         summary = evaluate(predictor, val, keep_results=False).summarize()
         measured[column.name] = summary | {PARAMETERS: millions(model)}
-    times = time_in_turn(predictors, val)
+    times = time_in_turn(predictors, val, args.seconds)
     for name, durations in times.items():
         measured[name][FPS] = 1000 / np.median(durations)
 
@@ -102,7 +103,7 @@ def main() -> int:
 def train(
     args: argparse.Namespace, others: list[str], column: Column, size: int | None, output: Path
 ) -> int:
-    """train.py's exit code. A run that is there is continued, or is done already."""
+    """train.py's exit code; 0 for a run that is done already. One that has begun is continued."""
     options = [f"{name}={value}" for name, value in column.options.items()]
     command = [sys.executable, str(Path(__file__).with_name("train.py"))]
     command += ["--model", column.model, "--output", str(output), "--resume", "auto"]
@@ -112,20 +113,31 @@ def train(
     if size and "--size" not in others:
         command += ["--size", str(size)]
     command += ["--set", *args.set, *options]
-    print(f"\n{column.name}: {shlex.join(command[1:])}", flush=True)
+    told = shlex.join(command[1:])
+    print(f"\n{column.name}: {told}", flush=True)
+    done = output / DONE
+    if done.is_file() and done.read_text() == told:
+        print("is done already")
+        return 0
     process = subprocess.Popen(command)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # it has been interrupted as well, saves what it has, and leaves with 130
+    code = None
+    while code is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            # It has been interrupted as well, saves what it has, and leaves with 130.
+            code = process.wait()
+    if code == 0:
+        with write_whole(done) as file:
+            file.write(told.encode())
+    return code
 
 
 def millions(model: FastInst) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
-def time_in_turn(predictors: dict[str, Predictor], dataset: Dataset) -> dict[str, list[float]]:
+def time_in_turn(
+    predictors: dict[str, Predictor], dataset: Dataset, seconds: float
+) -> dict[str, list[float]]:
     """Milliseconds from a resized image in memory to masks of its original's size, many times."""
     record = dataset.images[0]
     image = read_image(record.path, (record.height, record.width))
@@ -134,7 +146,7 @@ def time_in_turn(predictors: dict[str, Predictor], dataset: Dataset) -> dict[str
         resized = predictor.resize(image)
         calls[name] = [lambda p=predictor, r=resized: p.infer([r], [image.shape[:2]])]
     device = next(iter(predictors.values())).device
-    return measure_in_turn(calls, device, SECONDS * len(predictors))
+    return measure_in_turn(calls, device, seconds * len(predictors))
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -152,6 +164,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields of ModelConfig, for all")
     add("--retrain", action="store_true", help="of table3: a model for each row")
     add("--trained", help="of table3: a checkpoint or released model, instead of training")
+    add("--seconds", type=float, default=5.0, help="of timing, for each model [5]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... [auto]")
     add("--csv", type=Path, help="append a row for every number to this file")
     args, others = parser.parse_known_args()

@@ -18,7 +18,20 @@ from fastinst.model import FastInst
 
 PROGRAM = Path(__file__).parent.parent / "ablate.py"
 SMALL = (
-    *("--size", "64", "--batch-size", "2", "--steps", "2", "--workers", "0", "--device", "cpu"),
+    *(
+        "--seconds",
+        "0.1",
+        "--size",
+        "64",
+        "--batch-size",
+        "2",
+        "--steps",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ),
     *("--set", "backbone=resnet18", "hidden_dim=64", "num_heads=2", "num_points=64"),
 )
 
@@ -102,7 +115,10 @@ def test_the_program_trains_once_and_goes_on_where_it_was(tmp_path):
     again = ablate(*arguments, *SMALL)
     assert again.returncode == 0, again.stderr
     assert best.stat().st_mtime_ns == before
-    given = ablate("table3", "--data", data, "--output", tmp_path / "other", "--trained", best)
+    given = ablate(
+        *("table3", "--data", data, "--output", tmp_path / "other"),
+        *("--trained", best, "--seconds", "0.1"),
+    )
     assert given.returncode == 0, given.stderr
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["table.md"]
 

@@ -1,4 +1,4 @@
-"""The supplement's Tables I to III: what is compared, and the tables as text."""
+"""The supplement's tables: what is compared, and the tables as text."""
 
 import math
 from collections.abc import Mapping
@@ -11,6 +11,8 @@ from fastinst.model import FastInst
 # As they are asked of an evaluation, or measured beside it.
 PARAMETERS, FPS = "Param. (M)", "FPS"
 BY_SIZE = ("AP", "APs", "APm", "APl", FPS)
+# What a model has to be trained for to have a measure; of the others, any.
+TASKS = {"PQ": "panoptic", "mIoU": "semantic"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Table:
 
     settings, measures: the names of what tells its columns apart, and of what is measured
     size: shorter image edge, in pixels, unless another is asked for; None for the models' own
+    recipe: of train.py
     trained_once: options act in prediction, so that one model, the last column's, serves for all
     upright: a column of ours is one of the paper's table, not a row
     """
@@ -45,8 +48,15 @@ class Table:
     measures: tuple[str, ...]
     columns: tuple[Column, ...]
     size: int | None = None
+    recipe: str | None = None
     trained_once: bool = False
     upright: bool = False
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What each of its models is trained for, one after the other."""
+        of_measures = (TASKS.get(measure, "instance") for measure in self.measures)
+        return tuple(dict.fromkeys(of_measures))
 
 
 def _switched(letters: str, *paper: float) -> Column:
@@ -72,6 +82,10 @@ def _chosen(count: int, local_maximum_first: bool, *paper: float) -> Column:
     how = "with" if local_maximum_first else "without"
     options = {"num_queries": count, "local_maximum_first": local_maximum_first}
     return Column(f"{how}-{count}", (how, str(count)), "fastinst-d1-r50-576", options, paper)
+
+
+def _on_streets(name: str, model: str, *paper: float) -> Column:
+    return Column(name, (model.removesuffix("-1024"),), model, {}, paper)
 
 
 TABLES = {
@@ -117,6 +131,26 @@ TABLES = {
         ),
         size=640,
         trained_once=True,
+    ),
+    "table4": Table(
+        "Table IV: instance segmentation of Cityscapes",
+        ("model",),
+        ("AP", "AP50", FPS),
+        (
+            _on_streets("mask2former", "mask2former-light-r50-1024", 31.4, 55.9, 9.2),
+            _on_streets("fastinst", "fastinst-d3-r50-1024", 35.5, 59.0, 9.2),
+        ),
+        recipe="cityscapes",
+    ),
+    "table5": Table(
+        "Table V: instance, panoptic and semantic segmentation of Cityscapes",
+        ("model",),
+        ("AP", "PQ", "mIoU", PARAMETERS),
+        (
+            _on_streets("mask2former", "mask2former-light-r50-1024", 31.4, 53.9, 74.4, 40.9),
+            _on_streets("fastinst", "fastinst-d3-r50-1024", 35.5, 56.4, 74.7, 34.2),
+        ),
+        recipe="cityscapes",
     ),
 }
 

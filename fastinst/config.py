@@ -82,6 +82,22 @@ _R101 = {"backbone": "resnet101"}
 _R50D_DCN = {"backbone": "resnet50d-dcn"}
 _D1_576 = {"num_layers": 1, "test_short_edge": 576, "test_max_edge": 777}
 _D3_640 = {"num_layers": 3, "test_short_edge": 640, "test_max_edge": 853}
+_MASK2FORMER = {
+    "num_layers": 9,
+    "dual_path": False,
+    "activation_guided": False,
+    "mask_guided": False,
+    "learnable_positions": False,
+    "num_aux_queries": 0,
+    "ffn_dim": 2048,
+}
+# For images of 1024 x 2048, as Cityscapes' (the supplement's appendix B).
+_STREETS = {
+    "test_short_edge": 1024,
+    "test_max_edge": 2048,
+    "train_short_edge": 1024,
+    "train_max_edge": 2048,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fastinst-d1-r50-576": _R50 | _D1_576,
@@ -90,27 +106,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fastinst-d1-r50d-dcn-576": _R50D_DCN | _D1_576,
     "fastinst-d3-r50d-dcn-640": _R50D_DCN | _D3_640,
     # The baseline of the supplement, with the same backbone and pixel decoder.
-    "mask2former-light-r50-640": _R50
-    | {
-        "num_layers": 9,
-        "dual_path": False,
-        "activation_guided": False,
-        "mask_guided": False,
-        "learnable_positions": False,
-        "num_aux_queries": 0,
-        "ffn_dim": 2048,
-        "test_short_edge": 640,
-        "test_max_edge": 853,
-    },
-    # For images of 1024 x 2048, as Cityscapes' (the supplement's appendix B).
-    "fastinst-d3-r50-1024": _R50
-    | {
-        "num_layers": 3,
-        "test_short_edge": 1024,
-        "test_max_edge": 2048,
-        "train_short_edge": 1024,
-        "train_max_edge": 2048,
-    },
+    "mask2former-light-r50-640": _R50 | _D3_640 | _MASK2FORMER,
+    "mask2former-light-r50-1024": _R50 | _STREETS | _MASK2FORMER,
+    "fastinst-d3-r50-1024": _R50 | _STREETS | {"num_layers": 3},
     # For demos and small machines; not the authors'. Trains from scratch in minutes on a CPU.
     "fastinst-d1-r18-192": {
         "backbone": "resnet18",

@@ -81,5 +81,5 @@ class LearnableQueries(nn.Module):
     def forward(self, p4: Tensor, _: Tensor) -> Queries:
         """As many for each image of p4 [B, C, h, w], wherever its pixels are."""
         return Queries(
-            *(x.to(p4.dtype).expand(len(p4), -1, -1) for x in (self.features, self.positions))
+            *(x.to(p4.dtype).expand(p4.shape[0], -1, -1) for x in (self.features, self.positions))
         )

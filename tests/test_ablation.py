@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_cityscapes import write_cityscapes
 
 import fastinst
 from fastinst.ablation import TABLES, format_ablation, with_options
@@ -61,6 +62,8 @@ def test_the_ends_of_table_1_are_the_presets():
     first, *_, last = TABLES["table1"].columns
     assert make_config(first.model, **first.options) == make_config("mask2former-light-r50-640")
     assert make_config(last.model, **last.options) == make_config("fastinst-d3-r50-640")
+    assert TABLES["table1"].tasks == TABLES["table3"].tasks == ("instance",)
+    assert TABLES["table5"].tasks == ("instance", "panoptic", "semantic")
 
 
 def test_other_options_with_the_same_weights():
@@ -123,13 +126,28 @@ def test_the_program_trains_once_and_goes_on_where_it_was(tmp_path):
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["table.md"]
 
 
+@pytest.mark.slow
+def test_streets_for_every_task(tmp_path):
+    data = write_cityscapes(tmp_path / "city", "train", 2)
+    write_cityscapes(data, "val", 1, seed=1)
+    result = ablate("table5", "--data", data, "--output", tmp_path / "runs", *SMALL, "ffn_dim=32")
+    assert result.returncode == 0, result.stderr
+    last = (tmp_path / "runs" / "table.md").read_text().splitlines()[-1]
+    model, ap, _, pq, _, iou, *_ = [cell.strip() for cell in last.split("|")[1:-1]]
+    assert model == "fastinst-d3-r50"
+    assert all(0 <= float(number) <= 100 for number in (ap, pq, iou))
+    tasks = ("instance", "panoptic", "semantic")
+    folders = {f"{name}-{task}" for name in ("mask2former", "fastinst") for task in tasks}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == folders | {"table.md"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("table1", "--data", "nowhere"), "nowhere"),
         (("table1", "--data", "x", "--trained", "best.pt"), "--retrain and --trained are for"),
         (("table3", "--data", "x", "--model", "y"), "--model is the table's own"),
-        (("table4", "--data", "x"), "invalid choice"),
+        (("table6", "--data", "x"), "invalid choice"),
     ],
 )
 def test_errors(arguments, words):

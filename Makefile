@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := fastinst tests scripts train.py evaluate.py predict.py figures.py benchmark.py export.py setup.py
+SOURCES := fastinst tests scripts train.py evaluate.py predict.py figures.py benchmark.py export.py ablate.py setup.py
 DEFINITIONS := $(foreach op,attention_mask attention_to_queries deform_conv2d encode_masks \
 	masked_cross_attention read_out_masks select_queries,tests/test_$(op).py) tests/test_parity.py
 # Other builds of torch: make TORCH="torch==2.14.0 --index-url ..."

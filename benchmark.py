@@ -231,7 +231,7 @@ def make_variants(
     default = args.dtype or ("float32" if args.protocol == "paper" else "auto")
     names = [f"engine-{choose_dtype(default, device)}".replace("torch.", "")]
     if args.compare or args.variants:
-        names = args.variants or default_variants(device)
+        names = args.variants or default_variants(device, model.config)
     variants = [make_variant(variant, model.eval(), device) for variant in names]
     for variant in variants:
         if variant.predictor and info:

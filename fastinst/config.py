@@ -11,13 +11,17 @@ from fastinst.errors import InputError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Everything that decides what a FastInst model computes and how it is supervised."""
+    """Everything that decides what a model computes and how it is supervised."""
 
     name: str
     backbone: str  # a key of fastinst.backbone.ARCHITECTURES
     test_short_edge: int  # pixels; the image is resized to it before inference ...
     test_max_edge: int  # ... unless its longer edge would pass this
     num_layers: int  # of the decoder
+    dual_path: bool = True  # False: Mask2Former's decoder. The supplement's Table I, A
+    activation_guided: bool = True  # False: queries are learnt, the same for every image. B
+    mask_guided: bool = True  # training looks where ground-truth masks say as well. C
+    learnable_positions: bool = True  # False: sines. E, with the auxiliary queries
     train_short_edge: int = 640  # the largest of training's random sizes
     train_max_edge: int = 853
     num_classes: int = 80
@@ -50,6 +54,10 @@ class ModelConfig:
             minimum = 1 if field.type is int and field.name != "num_aux_queries" else 0
             if field.type in (int, float) and not value >= minimum:
                 raise InputError(f"{field.name} must be at least {minimum}, got {value}")
+        if self.num_aux_queries and not self.activation_guided:
+            raise InputError(
+                f"num_aux_queries must be 0 where queries are learnt, got {self.num_aux_queries}"
+            )
         if self.hidden_dim % 64 or self.hidden_dim % self.num_heads:
             # 32 groups of more than one channel, or a map of one pixel cannot be normalised.
             raise InputError(
@@ -62,12 +70,34 @@ class ModelConfig:
                 f"got {self.importance_ratio} and {self.oversample_ratio}"
             )
 
+    @property
+    def is_fastinst(self) -> bool:
+        """Whether it is a model of the release: with all of Table I's switches on."""
+        paths = self.dual_path and self.mask_guided
+        return paths and self.activation_guided and self.learnable_positions
+
 
 _R50 = {"backbone": "resnet50"}
 _R101 = {"backbone": "resnet101"}
 _R50D_DCN = {"backbone": "resnet50d-dcn"}
 _D1_576 = {"num_layers": 1, "test_short_edge": 576, "test_max_edge": 777}
 _D3_640 = {"num_layers": 3, "test_short_edge": 640, "test_max_edge": 853}
+_MASK2FORMER = {
+    "num_layers": 9,
+    "dual_path": False,
+    "activation_guided": False,
+    "mask_guided": False,
+    "learnable_positions": False,
+    "num_aux_queries": 0,
+    "ffn_dim": 2048,
+}
+# For images of 1024 x 2048, as Cityscapes' (the supplement's appendix B).
+_STREETS = {
+    "test_short_edge": 1024,
+    "test_max_edge": 2048,
+    "train_short_edge": 1024,
+    "train_max_edge": 2048,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fastinst-d1-r50-576": _R50 | _D1_576,
@@ -75,15 +105,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fastinst-d3-r101-640": _R101 | _D3_640,
     "fastinst-d1-r50d-dcn-576": _R50D_DCN | _D1_576,
     "fastinst-d3-r50d-dcn-640": _R50D_DCN | _D3_640,
-    # For images of 1024 x 2048, as Cityscapes' (the supplement's appendix B).
-    "fastinst-d3-r50-1024": _R50
-    | {
-        "num_layers": 3,
-        "test_short_edge": 1024,
-        "test_max_edge": 2048,
-        "train_short_edge": 1024,
-        "train_max_edge": 2048,
-    },
+    # The baseline of the supplement, with the same backbone and pixel decoder.
+    "mask2former-light-r50-640": _R50 | _D3_640 | _MASK2FORMER,
+    "mask2former-light-r50-1024": _R50 | _STREETS | _MASK2FORMER,
+    "fastinst-d3-r50-1024": _R50 | _STREETS | {"num_layers": 3},
     # For demos and small machines; not the authors'. Trains from scratch in minutes on a CPU.
     "fastinst-d1-r18-192": {
         "backbone": "resnet18",

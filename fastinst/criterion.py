@@ -11,7 +11,7 @@ from fastinst import ops
 from fastinst.config import ModelConfig
 from fastinst.decoder import Output
 from fastinst.matcher import Matches
-from fastinst.targets import Targets, nearest_at_p3, to_device
+from fastinst.targets import Targets, nearest, to_device
 
 # p4 is this many times smaller than the padded input.
 P4_STRIDE = 16
@@ -55,20 +55,22 @@ def count_totals(targets: list[dict], padded_size: tuple[int, int], config: Mode
     """
     counts = [len(target["labels"]) for target in targets]
     pixels = (padded_size[0] // P4_STRIDE) * (padded_size[1] // P4_STRIDE)
-    num_queries = min(config.num_queries, pixels)
+    num_queries = config.num_queries
+    if config.activation_guided:
+        num_queries = min(num_queries, pixels)
     matched = sum(min(count, num_queries) for count in counts)
     weight = matched + config.no_object_weight * (num_queries * len(counts) - matched)
     sums = [sum(counts), weight, pixels * len(counts)]
     return Totals(torch.tensor(sums, dtype=torch.float64, device="cpu"))
 
 
-def guidance(matches: Matches, targets: Targets) -> Tensor:
-    """Where each query may attend in the guided pass: its instance's mask on p3's grid.
+def guidance(matches: Matches, targets: Targets, stride: int) -> Tensor:
+    """Where each query may attend in the guided pass: its instance's mask on a map of that stride.
 
     [B, Q, ceil(h w / 32)] int32, bits for `ops.masked_cross_attention`; unmatched queries attend
     everywhere. One whose mask vanishes at this size has no bit at all, which is everywhere too.
     """
-    masks = F.pad(nearest_at_p3(targets.masks).flatten(1), (0, 0, 0, 1), value=True)
+    masks = F.pad(nearest(targets.masks, stride).flatten(1), (0, 0, 0, 1), value=True)
     return ops.pack_bits(masks)[matches.by_query[-1]]
 
 

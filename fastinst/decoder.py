@@ -1,5 +1,12 @@
-"""The dual-path decoder (paper, section 3.3): pixels and queries update each other in turn."""
+"""The decoders: the paper's dual path (section 3.3), and Mask2Former's, its baseline.
 
+Both are a chain of layers with a prediction head before the first and after each, and a layer's
+queries read the pixels where the head before it has seen their masks. In the dual path the pixels
+of p3 read the queries in turn, so that they change from layer to layer. Without it they stay, and
+layers take p5, p4 and p3 in turn (Mask2Former, arXiv 2112.01527, section 3.2).
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastinst import ops
+from fastinst.pixel_decoder import resize
+from fastinst.positions import Positions
 from fastinst.queries import Queries
 
 
@@ -24,10 +33,27 @@ class Output(NamedTuple):
 
 
 class State(NamedTuple):
-    """Queries [B, N, C] and pixels [B, L, C] between two layers."""
+    """Queries [B, N, C] and pixels of p3 [B, L, C] between two layers."""
 
     queries: Tensor
     pixels: Tensor
+
+
+class Level(NamedTuple):
+    """A map whose pixels the queries of a layer read; None stands for p3 as it is by then."""
+
+    size: tuple[int, int]
+    position: Tensor  # [1, l, C]
+    memory: Tensor | None = None  # [B, l, C]
+    pixels: Tensor | None = None  # [B, l, C] of p3 at this size: their masks are the attention's
+
+
+class Scene(NamedTuple):
+    """A batch of images as a decoder sees it. Layers take the levels in turn."""
+
+    size: tuple[int, int]  # of p3
+    pixels: Tensor  # [B, L, C] of p3
+    levels: list[Level]
 
 
 class Trace(NamedTuple):
@@ -97,24 +123,27 @@ class FeedForward(nn.Module):
         return self.norm(x + ops.linear(hidden, self.linear2.weight, self.linear2.bias))
 
 
-class DualPathLayer(nn.Module):
-    """One exchange: pixels read the queries, then queries read the new pixels and each other."""
+class Layer(nn.Module):
+    """Queries read pixels and each other. In the dual path the pixels read the queries before."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int):
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, dual_path: bool):
         super().__init__()
-        self.pixel_attention = Attention(dim, num_heads)
-        self.pixel_ffn = FeedForward(dim, ffn_dim)
+        self.dual_path = dual_path
+        if dual_path:
+            self.pixel_attention = Attention(dim, num_heads)
+            self.pixel_ffn = FeedForward(dim, ffn_dim)
         self.query_attention = Attention(dim, num_heads)
         self.self_attention = Attention(dim, num_heads)
         self.query_ffn = FeedForward(dim, ffn_dim)
 
-    def forward(
-        self, state: State, query_position: Tensor, pixel_position: Tensor, attend: Tensor
-    ) -> State:
+    def forward(self, state: State, query_position: Tensor, level: Level, attend: Tensor) -> State:
         queries, pixels = state
-        pixels = self.pixel_attention(pixels, pixel_position, queries, query_position)
-        pixels = self.pixel_ffn(pixels)
-        queries = self.query_attention(queries, query_position, pixels, pixel_position, attend)
+        position = level.position
+        if self.dual_path:
+            pixels = self.pixel_attention(pixels, position, queries, query_position)
+            pixels = self.pixel_ffn(pixels)
+        memory = pixels if level.memory is None else level.memory
+        queries = self.query_attention(queries, query_position, memory, position, attend)
         queries = self.self_attention(queries, query_position, queries, query_position)
         queries = self.query_ffn(queries)
         return State(queries, pixels)
@@ -142,10 +171,10 @@ class PredictionHead(nn.Module):
     is mapped. E W are the masks' keys, E b their offsets.
     """
 
-    def __init__(self, dim: int, num_classes: int):
+    def __init__(self, dim: int, num_classes: int, class_layers: int = 3):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.class_mlp = MLP(dim, dim, dim, num_classes + 1)
+        self.class_mlp = MLP(*[dim] * class_layers, num_classes + 1)
         self.mask_mlp = MLP(dim, dim, dim, dim)
         self.pixel_map = nn.Linear(dim, dim)
 
@@ -171,43 +200,40 @@ class PredictionHead(nn.Module):
         return embeddings @ weight, embeddings @ bias.unsqueeze(1)
 
 
-class DualPathDecoder(nn.Module):
-    """L dual-path layers, with a prediction head before the first and after each."""
+class Decoder(nn.Module):
+    """The passes through L layers and L + 1 heads, which may all be one.
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, num_classes: int):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            DualPathLayer(dim, num_heads, ffn_dim) for _ in range(num_layers)
-        )
-        self.heads = nn.ModuleList(PredictionHead(dim, num_classes) for _ in range(num_layers + 1))
+    strides: of the levels that layers take in turn
+    """
 
-    def forward(
-        self, p3: Tensor, pixel_position: Tensor, queries: Queries
-    ) -> tuple[Tensor, Tensor]:
+    strides: tuple[int, ...]
+    layers: nn.ModuleList
+    heads: Sequence[PredictionHead]
+
+    def forward(self, scene: Scene, queries: Queries) -> tuple[Tensor, Tensor]:
         """The last head's class logits [B, N_a, K + 1] and mask logits [B, N_a, h, w] on p3's grid.
 
         Earlier heads only mask the attention.
-
-        p3: [B, C, h, w]
-        pixel_position: [1, h w, C]
         """
-        state, num_guided = self._start(p3, queries)
-        head = self.heads[0]
-        for layer, next_head in zip(self.layers, self.heads[1:], strict=True):
-            attend = head.attention_mask(state.queries[:, :num_guided], state.pixels)
-            state = layer(state, queries.positions, pixel_position, attend)
-            head = next_head
-        output = head(state.queries[:, :num_guided], state.pixels)
-        return output.logits, output.masks().unflatten(2, tuple(p3.shape[2:]))
+        state = State(queries.features, scene.pixels)
+        for i, layer in enumerate(self.layers):
+            level = self._level(scene, i)
+            pixels = state.pixels if level.pixels is None else level.pixels
+            attend = self.heads[i].attention_mask(_predicting(state, queries), pixels)
+            state = layer(state, queries.positions, level, attend)
+        output = self.heads[-1](_predicting(state, queries), state.pixels)
+        return output.logits, output.masks().unflatten(2, scene.size)
 
-    def trace(self, p3: Tensor, pixel_position: Tensor, queries: Queries) -> Trace:
+    def trace(self, scene: Scene, queries: Queries) -> Trace:
         """The same pass with every head's output and every state kept, for training."""
-        state, num_guided = self._start(p3, queries)
+        state = State(queries.features, scene.pixels)
         trace = Trace([], [], [])
-        for layer, head in zip([None, *self.layers], self.heads, strict=True):
-            if layer is not None:
-                state = layer(state, queries.positions, pixel_position, trace.masks[-1] >= 0)
-            output = head(state.queries[:, :num_guided], state.pixels)
+        for i, head in enumerate(self.heads):
+            if i > 0:
+                level = self._level(scene, i - 1)
+                attend = _resized(trace.masks[-1], scene.size, level.size) >= 0
+                state = self.layers[i - 1](state, queries.positions, level, attend)
+            output = head(_predicting(state, queries), state.pixels)
             trace.states.append(state)
             trace.outputs.append(output)
             with torch.no_grad():
@@ -215,19 +241,85 @@ class DualPathDecoder(nn.Module):
         return trace
 
     def guided(
-        self, trace: Trace, pixel_position: Tensor, queries: Queries, attend: Tensor
+        self, trace: Trace, scene: Scene, queries: Queries, attend: Sequence[Tensor]
     ) -> list[Output]:
         """Each layer once more, from its own output, where ground-truth masks say (section 3.4).
 
-        attend: where each of the N_a queries may look, see `ops.masked_cross_attention`
+        attend: for each level where each of the N_a queries may look, see
+            `ops.masked_cross_attention`
         """
         outputs = []
-        for layer, head, state in zip(self.layers, self.heads[1:], trace.states[1:], strict=True):
-            state = layer(state, queries.positions, pixel_position, attend)
-            outputs.append(head(state.queries[:, : attend.shape[1]], state.pixels))
+        for i, (layer, state) in enumerate(zip(self.layers, trace.states[1:], strict=True)):
+            where = attend[i % len(attend)]
+            state = layer(state, queries.positions, self._level(scene, i), where)
+            outputs.append(self.heads[i + 1](_predicting(state, queries), state.pixels))
         return outputs
 
     @staticmethod
-    def _start(p3: Tensor, queries: Queries) -> tuple[State, int]:
-        pixels = p3.flatten(2).transpose(1, 2)
-        return State(queries.features, pixels), queries.indices.shape[1]
+    def _level(scene: Scene, layer: int) -> Level:
+        return scene.levels[layer % len(scene.levels)]
+
+
+class DualPathDecoder(Decoder):
+    """FastInst's: L dual-path layers on p3, and L + 1 heads."""
+
+    strides = (8,)
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, num_classes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Layer(dim, num_heads, ffn_dim, dual_path=True) for _ in range(num_layers)
+        )
+        self.heads = nn.ModuleList(PredictionHead(dim, num_classes) for _ in range(num_layers + 1))
+
+    def scene(self, features: tuple[Tensor, Tensor, Tensor], positions: Positions) -> Scene:
+        """(p3, p4, p5) of the pixel decoder and the positions of their pixels to a scene."""
+        p3, _, _ = features
+        size = tuple(p3.shape[2:])
+        return Scene(size, _tokens(p3), [Level(size, positions.tokens(size))])
+
+
+class MaskedAttentionDecoder(Decoder):
+    """Mask2Former's: L layers on p5, p4 and p3 in turn, and one head."""
+
+    strides = (32, 16, 8)
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, num_layers: int, num_classes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Layer(dim, num_heads, ffn_dim, dual_path=False) for _ in range(num_layers)
+        )
+        self.head = PredictionHead(dim, num_classes, class_layers=1)
+        self.level_embedding = nn.Parameter(torch.empty(len(self.strides), dim).normal_())
+
+    @property
+    def heads(self) -> list[PredictionHead]:
+        return [self.head] * (len(self.layers) + 1)
+
+    def scene(self, features: tuple[Tensor, Tensor, Tensor], positions: Positions) -> Scene:
+        """(p3, p4, p5) of the pixel decoder and the positions of their pixels to a scene."""
+        p3 = features[0]
+        levels = []
+        for feature, embedding in zip(reversed(features), self.level_embedding, strict=True):
+            size = tuple(feature.shape[2:])
+            memory = _tokens(feature) + embedding.to(feature.dtype)
+            # A mask is linear in the pixels, so that resized pixels have the resized masks.
+            pixels = _tokens(p3 if feature is p3 else resize(p3, size))
+            levels.append(Level(size, positions.tokens(size), memory, pixels))
+        return Scene(tuple(p3.shape[2:]), _tokens(p3), levels)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """[B, C, h, w] to [B, h w, C]."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _predicting(state: State, queries: Queries) -> Tensor:
+    return state.queries[:, : queries.num_predicting]
+
+
+def _resized(masks: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Mask logits [B, N, L] of one size at another."""
+    if size == wanted:
+        return masks
+    return resize(masks.unflatten(2, size), wanted).flatten(2)

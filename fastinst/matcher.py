@@ -16,17 +16,17 @@ from fastinst.targets import Targets, reaches_p4, to_device
 
 
 class Matches(NamedTuple):
-    """All matchings of a step: of H heads' queries, and of p4's pixels.
+    """All matchings of a step: of H heads' queries, and of p4's pixels if queries come from them.
 
     In each of an image's Q queries and N_b instances the fewer are all matched: M' pairs for each
     head, image by image, by instance. Instances are rows of `Targets`.
     """
 
     by_query: Tensor  # [H, B, Q] int64, the instance of a query, M for none
-    by_pixel: Tensor  # [B, h * w] int64, the instance of a pixel, M for none
     queries: Tensor  # [H, B, N] int64, an image's matched queries; 0 past their number
     pairs: Tensor  # [M'] int64, where those that are not past it lie in B * N
     instances: Tensor  # [H, M'] int64, of these queries
+    by_pixel: Tensor | None = None  # [B, h * w] int64, the instance of a pixel, M for none
 
 
 @torch.no_grad()
@@ -38,7 +38,8 @@ def match(
     config: ModelConfig,
     points: Tensor | None,
 ) -> Matches:
-    """One query of each head and one pixel of p4 for each instance, at the least cost.
+    """One query of each head for each instance, and one pixel of p4 if queries come from there, at
+    the least cost.
 
     All costs are computed at once and leave the device in one copy, which is the only one that
     a training step waits for; the result returns in one.
@@ -48,48 +49,49 @@ def match(
     points: [1, P, 2] that masks are compared on; if None, each image's own random ones
     """
     heads, (batch, num_queries) = len(logits), logits[0].shape[:2]
-    num_pixels = queries.class_logits.shape[2:].numel()
     most = max(targets.counts)
-    by_query_shape, by_pixel_shape = (heads, batch, most, num_queries), (batch, most, num_pixels)
+    shapes = [(heads, batch, most, num_queries)]
+    if queries.class_logits is not None:
+        shapes.append((batch, most, queries.class_logits.shape[2:].numel()))
     if most == 0:
         host = np.empty(0)
     else:
-        by_query = query_costs(logits, masks, queries.locations, targets, config, points)
-        by_pixel = pixel_costs(queries.class_logits, targets, config)
+        costs = [query_costs(logits, masks, queries.locations, targets, config, points)]
+        if queries.class_logits is not None:
+            costs.append(pixel_costs(queries.class_logits, targets, config))
         # A prediction that overflowed must reach the loss, where the training loop sees it and
         # can name the images; so it may not stop the matching.
-        costs = torch.cat([by_query.flatten(), by_pixel.flatten()])
-        host = costs.nan_to_num(nan=1e6, posinf=1e6, neginf=1e6).cpu().numpy()
-    split = int(np.prod(by_query_shape))
-    return _assign(
-        host[:split].reshape(by_query_shape),
-        host[split:].reshape(by_pixel_shape),
-        targets.counts,
-        queries.locations.device,
-    )
+        flat = torch.cat([cost.flatten() for cost in costs])
+        host = flat.nan_to_num(nan=1e6, posinf=1e6, neginf=1e6).cpu().numpy()
+    costs = [
+        part.reshape(shape)
+        for part, shape in zip(np.split(host, [np.prod(shapes[0])]), shapes, strict=False)
+    ]
+    return _assign(costs, targets.counts, logits[0].device)
 
 
 def query_costs(
     logits: list[Tensor],
     masks: list[Tensor],
-    locations: Tensor,
+    locations: Tensor | None,
     targets: Targets,
     config: ModelConfig,
     points: Tensor | None,
 ) -> Tensor:
     """By class, mask and where the query comes from: [H, B, N, Q] for `Targets.slots`.
 
-    locations: [B, Q, 2], see `Queries`
+    locations: [B, Q, 2], see `Queries`; None if queries come from nowhere
     """
-    dtype, heads, (batch, num_queries) = locations.dtype, len(logits), logits[0].shape[:2]
+    dtype = torch.promote_types(logits[0].dtype, torch.float32)
+    heads, (batch, num_queries) = len(logits), logits[0].shape[:2]
     # One set of points for all masks of an image.
     if points is None:
         points = ops.random_points(targets.image_seeds, config.num_points)
     points = points.to(dtype).expand(batch, -1, -1)
     num_points = points.shape[1]
-    places = torch.cat([points, locations], dim=1)
+    places = points if locations is None else torch.cat([points, locations], dim=1)
     samples = ops.sample_masks(targets.masks, places, targets.images)[targets.slots]
-    t, at_location = samples.split([num_points, num_queries], dim=2)  # [B, N, P], [B, N, Q]
+    t, at_location = samples.tensor_split([num_points], dim=2)  # [B, N, P], [B, N, Q] or nothing
     maps = torch.stack(masks).flatten(0, 1).to(dtype)  # [H * B, Q, h, w]
     x = sample_maps(maps, points.repeat(heads, 1, 1)).unflatten(0, (heads, batch))
 
@@ -104,11 +106,13 @@ def query_costs(
     labels = targets.labels[targets.slots].unsqueeze(-1)  # [B, N, 1]
     probability = torch.stack(logits).to(dtype).softmax(-1).mT  # [H, B, K + 1, Q]
     class_cost = -probability.gather(2, labels.expand(heads, -1, -1, num_queries))
-    return (
+    cost = (
         config.class_weight * class_cost
         + config.mask_weight * mask_cost
         + config.dice_weight * dice_cost
-        - config.location_weight * (at_location > 0).to(dtype)
+    )
+    return (
+        cost if locations is None else cost - config.location_weight * (at_location > 0).to(dtype)
     )
 
 
@@ -125,15 +129,15 @@ def pixel_costs(class_logits: Tensor, targets: Targets, config: ModelConfig) -> 
     return config.class_weight * class_cost - config.location_weight * inside.to(dtype)
 
 
-def _assign(
-    query_costs: np.ndarray, pixel_costs: np.ndarray, counts: list[int], device: torch.device
-) -> Matches:
+def _assign(costs: list[np.ndarray], counts: list[int], device: torch.device) -> Matches:
+    """costs: [H, B, N, Q] of the queries and, if there are any, [B, N, h * w] of the pixels."""
     # One after the other: four heads and the pixels take 45 us for an image of 7 instances, and to
     # hand it to a thread costs some 20.
+    query_costs, *pixel_costs = costs
     heads, batch, most, num_queries = query_costs.shape
     none = sum(counts)
     by_query = np.full((heads, batch, num_queries), none)
-    by_pixel = np.full((batch, pixel_costs.shape[2]), none)
+    by_pixel = [np.full((batch, cost.shape[2]), none) for cost in pixel_costs]
     queries = np.zeros((heads, batch, min(most, num_queries)), dtype=np.int64)
     pairs = [
         np.arange(min(count, num_queries)) + image * queries.shape[2]
@@ -147,10 +151,11 @@ def _assign(
             by_query[head, image, sources] = first + matched
             queries[head, image, : len(sources)] = sources
             instances[head].append(first + matched)
-        matched, sources = linear_sum_assignment(pixel_costs[image, :count])
-        by_pixel[image, sources] = first + matched
-    tables = [by_query, by_pixel, queries, np.concatenate(pairs)]
-    tables.append(np.stack([np.concatenate(of_head) for of_head in instances]))
+        for cost, table in zip(pixel_costs, by_pixel, strict=True):
+            matched, sources = linear_sum_assignment(cost[image, :count])
+            table[image, sources] = first + matched
+    instances = np.stack([np.concatenate(of_head) for of_head in instances])
+    tables = [by_query, queries, np.concatenate(pairs), instances, *by_pixel]
     flat = np.concatenate([table.ravel() for table in tables]).astype(np.int64)
     parts = to_device(torch.from_numpy(flat), device).split([table.size for table in tables])
     return Matches(*(p.view(t.shape) for p, t in zip(parts, tables, strict=True)))

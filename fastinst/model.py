@@ -1,4 +1,4 @@
-"""FastInst (arXiv 2303.08594): preprocess, forward, loss."""
+"""FastInst (arXiv 2303.08594), and its baseline: preprocess, forward, loss."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +15,20 @@ from fastinst.criterion import (
     prediction_losses,
     proposal_loss,
 )
-from fastinst.decoder import DualPathDecoder
+from fastinst.decoder import DualPathDecoder, MaskedAttentionDecoder, Scene
 from fastinst.matcher import match
 from fastinst.pixel_decoder import PixelDecoder
+from fastinst.positions import PositionEmbedding, SinePositions
 from fastinst.preprocess import preprocess
-from fastinst.queries import ActivationGuidedQueries, PositionEmbedding, Queries
+from fastinst.queries import ActivationGuidedQueries, LearnableQueries, Queries
 from fastinst.targets import pad_targets
 
 
 class FastInst(nn.Module):
-    """Images to class and mask logits: backbone, pixel decoder, queries, decoder."""
+    """Images to class and mask logits: backbone, pixel decoder, queries, decoder.
+
+    By its configuration it is FastInst, Mask2Former, or anything between the two.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -32,25 +36,28 @@ class FastInst(nn.Module):
         dim = config.hidden_dim
         self.backbone = ResNet(config.backbone, config.frozen_batch_norm)
         self.pixel_decoder = PixelDecoder(self.backbone.channels, dim)
-        self.positions = PositionEmbedding(dim)
-        self.queries = ActivationGuidedQueries(
-            dim,
-            config.num_classes,
-            config.num_queries,
-            config.num_aux_queries,
-            config.local_maximum_first,
-        )
-        self.decoder = DualPathDecoder(
+        self.positions = (PositionEmbedding if config.learnable_positions else SinePositions)(dim)
+        if config.activation_guided:
+            self.queries = ActivationGuidedQueries(
+                dim,
+                config.num_classes,
+                config.num_queries,
+                config.num_aux_queries,
+                config.local_maximum_first,
+            )
+        else:
+            self.queries = LearnableQueries(dim, config.num_queries)
+        self.decoder = (DualPathDecoder if config.dual_path else MaskedAttentionDecoder)(
             dim, config.num_heads, config.ffn_dim, config.num_layers, config.num_classes
         )
 
     @property
     def device(self) -> torch.device:
-        return self.positions.weight.device
+        return self.decoder.heads[0].norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.positions.weight.dtype
+        return self.decoder.heads[0].norm.weight.dtype
 
     def preprocess(
         self, images: list[Tensor], at_least: tuple[int, int] = (1, 1)
@@ -63,8 +70,9 @@ class FastInst(nn.Module):
 
         Returns:
             pred_logits [B, Q, K + 1], the last class being no-object; pred_masks [B, Q, H/8, W/8]
-            logits; query_indices [B, Q] int64, the row-major pixels of p4 that the queries come
-            from, ascending. Q is 100, or the number of p4's pixels if that is less.
+            logits; and, of activation-guided queries, query_indices [B, Q] int64, the row-major
+            pixels of p4 that they come from, ascending. Q is `num_queries`, or the number of p4's
+            pixels if that is less.
         """
         for _, result in self.stages(batch):  # each is let go when the next is there
             outputs = result
@@ -78,15 +86,15 @@ class FastInst(nn.Module):
         """
         features = self.backbone(batch)
         yield "backbone", features
-        p3, p4, _ = self.pixel_decoder(features)
+        features = self.pixel_decoder(features)
+        yield "pixel decoder", features[0]
+        scene, queries = self._scene(features)
         del features
-        yield "pixel decoder", p3
-        queries = self.queries(p4, self.positions(p4.shape[2:]))
-        logits, masks = self.decoder(p3, self.positions.tokens(p3.shape[2:]), queries)
-        yield (
-            "decoder",
-            {"pred_logits": logits, "pred_masks": masks, "query_indices": queries.indices},
-        )
+        logits, masks = self.decoder(scene, queries)
+        outputs = {"pred_logits": logits, "pred_masks": masks}
+        if queries.indices is not None:
+            outputs["query_indices"] = queries.indices
+        yield "decoder", outputs
 
     def loss(
         self,
@@ -111,7 +119,8 @@ class FastInst(nn.Module):
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the last head; the same with `_0` .. `_L-1` for
-            the guided passes and `_L` .. `_2L-1` for the other heads; `loss_proposal`
+            the guided passes and `_L` .. `_2L-1` for the other heads, or `_0` .. `_L-1` for these
+            if nothing is guided; `loss_proposal` if queries are activation-guided
 
         Raises:
             InputError: targets that do not fit the batch.
@@ -120,34 +129,41 @@ class FastInst(nn.Module):
         padded = pad_targets(targets, batch, config.num_classes)
         if totals is None:
             totals = count_totals(targets, batch.shape[2:], config).over_processes(batch.device)
-        p3, pixel_position, queries = self._encode(batch)
-        trace = self.decoder.trace(p3, pixel_position, queries)
-        size = p3.shape[2:]
+        scene, queries = self.encode(batch)
+        trace = self.decoder.trace(scene, queries)
         matches = match(
             [output.logits for output in trace.outputs],
-            [masks.unflatten(2, tuple(size)) for masks in trace.masks],
+            [masks.unflatten(2, scene.size) for masks in trace.masks],
             queries,
             padded,
             config,
             points,
         )
-        attend = guidance(matches, padded)
-        guided = self.decoder.guided(trace, pixel_position, queries, attend)
+        guided = []
+        if config.mask_guided:
+            attend = [guidance(matches, padded, stride) for stride in self.decoder.strides]
+            guided = self.decoder.guided(trace, scene, queries, attend)
         losses = prediction_losses(
-            guided, trace.outputs, size, matches, padded, totals, config, points
+            guided, trace.outputs, scene.size, matches, padded, totals, config, points
         )
-        proposal = proposal_loss(queries.class_logits, matches, padded, totals, config)
-        return losses | {"loss_proposal": proposal}
+        if config.activation_guided:
+            losses["loss_proposal"] = proposal_loss(
+                queries.class_logits, matches, padded, totals, config
+            )
+        return losses
 
-    def _encode(self, batch: Tensor) -> tuple[Tensor, Tensor, Queries]:
-        """p3 [B, C, h, w], the positions of its pixels [1, h w, C], and the queries."""
-        p3, p4, _ = self.pixel_decoder(self.backbone(batch))
+    def encode(self, batch: Tensor) -> tuple[Scene, Queries]:
+        """A batch of `preprocess` to all that the decoder works on."""
+        return self._scene(self.pixel_decoder(self.backbone(batch)))
+
+    def _scene(self, features: tuple[Tensor, Tensor, Tensor]) -> tuple[Scene, Queries]:
+        p4 = features[1]
         queries = self.queries(p4, self.positions(p4.shape[2:]))
-        return p3, self.positions.tokens(p3.shape[2:]), queries
+        return self.decoder.scene(features, self.positions), queries
 
 
 def create_model(name: str, num_classes: int = 80, **overrides: Any) -> FastInst:
-    """A FastInst model with random weights.
+    """A model with random weights.
 
     Args:
         name: one of `list_models()`

@@ -1,4 +1,4 @@
-"""The parameter names of the authors' release, and loading by them."""
+"""The parameter names of the authors' release and of Mask2Former's, and loading by them."""
 
 import re
 from collections.abc import Mapping
@@ -16,6 +16,16 @@ BATCH_COUNTER = "num_batches_tracked"
 _PIXELS = "sem_seg_head.pixel_decoder."
 _HEAD = "sem_seg_head.predictor."
 
+
+def _attentions(*names: tuple[str, str, str]) -> list[tuple[str, str]]:
+    """Rules for attentions by our name, the layer's in the release, and the module's in that."""
+    return [
+        (rf"decoder\.layers\.(\d+)\.{ours}\.{part}", rf"{_HEAD}transformer_{theirs}_layers.\1.{to}")
+        for ours, theirs, module in names
+        for part, to in ((r"norm\.", "norm."), ("", f"{module}."))
+    ]
+
+
 # Our names to the release's. The release numbers the levels from 1 at res3.
 _RULES = [
     (r"pixel_decoder\.laterals\.(\d)\.conv\.", lambda m: f"{_PIXELS}adapter_{int(m[1]) + 1}."),
@@ -27,16 +37,17 @@ _RULES = [
     (r"positions\.weight", rf"{_HEAD}meta_pos_embed"),
     (r"queries\.aux_features", rf"{_HEAD}empty_query_features.weight"),
     (r"queries\.aux_positions", rf"{_HEAD}empty_query_pos_embed.weight"),
+    (r"queries\.features", rf"{_HEAD}query_feat.weight"),
+    (r"queries\.positions", rf"{_HEAD}query_embed.weight"),
     (r"queries\.conv\.", rf"{_HEAD}query_proposal.conv_proposal_cls_logits.0."),
     (r"queries\.classifier\.", rf"{_HEAD}query_proposal.conv_proposal_cls_logits.2."),
-    *(
-        (rf"decoder\.layers\.(\d+)\.{ours}\.{part}", rf"{_HEAD}transformer_{theirs}_layers.\1.{to}")
-        for ours, theirs, attention in (
-            ("pixel_attention", "mask_cross_attention", "multihead_attn."),
-            ("query_attention", "query_cross_attention", "multihead_attn."),
-            ("self_attention", "query_self_attention", "self_attn."),
-        )
-        for part, to in ((r"norm\.", "norm."), ("", attention))
+    (r"(backbone\..*\.conv2)\.offset\.", r"\1_offset."),
+]
+_DUAL_PATH_RULES = [
+    *_attentions(
+        ("pixel_attention", "mask_cross_attention", "multihead_attn"),
+        ("query_attention", "query_cross_attention", "multihead_attn"),
+        ("self_attention", "query_self_attention", "self_attn"),
     ),
     (r"decoder\.layers\.(\d+)\.pixel_ffn\.", rf"{_HEAD}transformer_mask_ffn_layers.\1."),
     (r"decoder\.layers\.(\d+)\.query_ffn\.", rf"{_HEAD}transformer_query_ffn_layers.\1."),
@@ -44,7 +55,19 @@ _RULES = [
     (r"decoder\.heads\.(\d+)\.class_mlp\.", rf"{_HEAD}class_embed_layers.\1."),
     (r"decoder\.heads\.(\d+)\.mask_mlp\.", rf"{_HEAD}mask_embed_layers.\1."),
     (r"decoder\.heads\.(\d+)\.pixel_map\.", rf"{_HEAD}mask_features_layers.\1."),
-    (r"(backbone\..*\.conv2)\.offset\.", r"\1_offset."),
+]
+# Mask2Former's.
+_MASKED_ATTENTION_RULES = [
+    *_attentions(
+        ("query_attention", "cross_attention", "multihead_attn"),
+        ("self_attention", "self_attention", "self_attn"),
+    ),
+    (r"decoder\.layers\.(\d+)\.query_ffn\.", rf"{_HEAD}transformer_ffn_layers.\1."),
+    (r"decoder\.level_embedding", rf"{_HEAD}level_embed.weight"),
+    (r"decoder\.head\.norm\.", rf"{_HEAD}decoder_norm."),
+    (r"decoder\.head\.class_mlp\.layers\.0\.", rf"{_HEAD}class_embed."),
+    (r"decoder\.head\.mask_mlp\.", rf"{_HEAD}mask_embed."),
+    (r"decoder\.head\.pixel_map\.", rf"{_PIXELS}mask_features."),
 ]
 # R50 and R101 are detectron2's in the release, R50-d is timm's, whose names are ours.
 _DETECTRON2_RULES = [
@@ -67,7 +90,8 @@ def official_names(model: FastInst) -> dict[str, str]:
     Batch counters of trainable batch norms, which the release does not have, are left out.
     """
     variant_d = "backbone.conv1.0.weight" in model.state_dict()
-    rules = _RULES if variant_d else _RULES + _DETECTRON2_RULES
+    rules = _RULES + (_DUAL_PATH_RULES if model.config.dual_path else _MASKED_ATTENTION_RULES)
+    rules += [] if variant_d else _DETECTRON2_RULES
     names = {}
     for ours in model.state_dict():
         if ours.endswith(BATCH_COUNTER):
@@ -123,6 +147,8 @@ def fit(
     rest, fitted, missing, wrong = dict(given), {}, [], []
     for ours, theirs in names.items():
         value = rest.pop(theirs, None)
+        if value is not None and value.shape == (*own[ours].shape, 1, 1):
+            value = value.flatten(1)  # Mask2Former maps pixels by a 1x1 convolution
         if value is None:
             missing += [theirs] if not ours.endswith(optional) else []
         elif value.shape != own[ours].shape:

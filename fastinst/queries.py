@@ -1,4 +1,4 @@
-"""Instance activation-guided queries (paper, section 3.2) and position embeddings."""
+"""Queries: instance activation-guided (paper, section 3.2), or learnt as Mask2Former's are."""
 
 from typing import NamedTuple
 
@@ -7,39 +7,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastinst import ops
-from fastinst.pixel_decoder import resize
 
 
 class Queries(NamedTuple):
     """What enters the decoder, and what the training side supervises.
 
-    N_a activation-guided queries come first, in ascending order of their pixels, then N_b
-    auxiliary ones.
+    N_a queries that predict come first, then N_b auxiliary ones. Where the former are
+    activation-guided, they stand in ascending order of their pixels; learnt ones come from none.
     """
 
     features: Tensor  # [B, N_a + N_b, C]
     positions: Tensor  # [B, N_a + N_b, C]
-    indices: Tensor  # [B, N_a] int64, row-major pixel of p4
-    locations: Tensor  # [B, N_a, 2] (x, y) in [0, 1] over the padded input
-    class_logits: Tensor  # [B, K + 1, h, w] of every pixel of p4
+    indices: Tensor | None = None  # [B, N_a] int64, row-major pixel of p4
+    locations: Tensor | None = None  # [B, N_a, 2] (x, y) in [0, 1] over the padded input
+    class_logits: Tensor | None = None  # [B, K + 1, h, w] of every pixel of p4
 
-
-class PositionEmbedding(nn.Module):
-    """A learnable 10 x 10 map of positions, resized to whatever grid needs one."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        # The release leaves this memory as it comes. From zeros, which tell no place from another,
-        # training takes longer to find any masks (benchmarks/LOG.md).
-        self.weight = nn.Parameter(torch.empty(1, channels, 10, 10).normal_())
-
-    def forward(self, size: tuple[int, int] | torch.Size) -> Tensor:
-        """[1, C, *size]."""
-        return resize(self.weight, size)
-
-    def tokens(self, size: tuple[int, int] | torch.Size) -> Tensor:
-        """The same, row by row: [1, h w, C]."""
-        return self(size).flatten(2).transpose(1, 2)
+    @property
+    def num_predicting(self) -> int:
+        """N_a."""
+        return (self.features if self.indices is None else self.indices).shape[1]
 
 
 class ActivationGuidedQueries(nn.Module):
@@ -81,4 +67,19 @@ class ActivationGuidedQueries(nn.Module):
             indices,
             locations,
             class_logits,
+        )
+
+
+class LearnableQueries(nn.Module):
+    """Queries that are the same for every image (Mask2Former, arXiv 2112.01527)."""
+
+    def __init__(self, hidden_dim: int, num_queries: int):
+        super().__init__()
+        self.features = nn.Parameter(torch.empty(num_queries, hidden_dim).normal_())
+        self.positions = nn.Parameter(torch.empty(num_queries, hidden_dim).normal_())
+
+    def forward(self, p4: Tensor, _: Tensor) -> Queries:
+        """As many for each image of p4 [B, C, h, w], wherever its pixels are."""
+        return Queries(
+            *(x.to(p4.dtype).expand(p4.shape[0], -1, -1) for x in (self.features, self.positions))
         )

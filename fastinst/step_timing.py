@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastinst import backbone, ops
-from fastinst.config import list_models
+from fastinst.config import list_models, make_config
 from fastinst.device import choose_device
 from fastinst.errors import InputError, run
 from fastinst.files import check_output_file, write_whole
@@ -90,7 +90,8 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", choices=list_models(), default="fastinst-d3-r50-640")
+    fastinst = [name for name in list_models() if make_config(name).is_fastinst]
+    add("--model", choices=fastinst, default="fastinst-d3-r50-640")
     add("--batch", type=int, default=4, help="images")
     add("--height", type=int, default=608, help="of the images")
     add("--width", type=int, default=800)

@@ -82,11 +82,12 @@ def pad_targets(targets: list[dict], batch: Tensor, num_classes: int) -> Targets
     )
 
 
-def nearest_at_p3(masks: Tensor) -> Tensor:
-    """Masks [M, H, W / 32] int32 on p3's grid: every 8th pixel of every 8th row, as a nearest
-    resize takes them. [M, H / 8, W / 8] bool.
+def nearest(masks: Tensor, stride: int) -> Tensor:
+    """Masks [M, H, W / 32] int32 on a map of that stride, which is 8, 16 or 32: every so many
+    pixels of every so many rows, as a nearest resize takes them. [M, H / stride, W / stride] bool.
     """
-    return (masks[:, ::8].view(torch.int8) & 1).bool()
+    words = {8: torch.int8, 16: torch.int16, 32: torch.int32}[stride]
+    return (masks[:, ::stride].view(words) & 1).bool()
 
 
 def reaches_p4(masks: Tensor) -> Tensor:

@@ -21,7 +21,10 @@ from fastinst.release import RELEASE_FILES, download
 FORMAT = "fastinst/1"
 
 # The layers with a row per class and one for no-object.
-_CLASS_LAYERS = re.compile(r"queries\.classifier\.|decoder\.heads\.\d+\.class_mlp\.layers\.2\.")
+_CLASS_LAYERS = re.compile(
+    r"queries\.classifier\.|decoder\.heads\.\d+\.class_mlp\.layers\.2\.|"
+    r"decoder\.head\.class_mlp\.layers\.0\."
+)
 # Of torchvision, timm, detectron2 and Caffe: what a file of a backbone alone has.
 _FIRST_CONVOLUTIONS = {"conv1.weight", "conv1.0.weight", "stem.conv1.weight", "conv1_w"}
 _OFFSETS = ("conv2.offset.weight", "conv2.offset.bias")
@@ -223,8 +226,10 @@ def _recognise(weights: _Weights) -> tuple[str, int] | None:
 
 def _count_classes(weights: _Weights, names: dict[str, str]) -> int:
     """0 if the file does not tell."""
-    bias = weights.tensors.get(names["queries.classifier.bias"])
-    return 0 if bias is None else bias.numel() - 1
+    for ours, theirs in names.items():
+        if _CLASS_LAYERS.match(ours) and ours.endswith("bias") and theirs in weights.tensors:
+            return weights.tensors[theirs].numel() - 1
+    return 0
 
 
 def _load(model: FastInst, weights: _Weights) -> list[str]:

@@ -74,7 +74,7 @@ def test_what_is_printed_and_written(program, tmp_path):
 
 
 def test_compare(program, monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmark, "default_variants", lambda device: ["release", "engine-float32"])
+    monkeypatch.setattr(benchmark, "default_variants", lambda *_: ["release", "engine-float32"])
     numbers = tmp_path / "speed.json"
     code, out, err = program(NAME, "--compare", *SHORT, "--json", numbers)
     assert code == 0, err

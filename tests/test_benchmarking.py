@@ -11,6 +11,7 @@ import torch
 from fastinst import create_model, ops
 from fastinst.benchmarking import cases, measurement, steadiness, variants
 from fastinst.benchmarking.variants import VARIANTS, Variant, default_variants, make_variant
+from fastinst.config import make_config
 
 CPU = torch.device("cpu")
 NAME = "fastinst-d1-r18-192"
@@ -70,7 +71,10 @@ def test_all_variants_are_made_of_the_same_weights():
 def test_default_variants(monkeypatch):
     for best, extra in ((torch.float32, []), (torch.bfloat16, ["engine-bfloat16"])):
         monkeypatch.setattr(variants, "choose_dtype", lambda name, device, best=best: best)
-        assert default_variants(CPU) == [n for n in VARIANTS if "float16" not in n] + extra
+        names = [n for n in VARIANTS if "float16" not in n] + extra
+        assert default_variants(CPU, make_config("fastinst-d3-r50-640")) == names
+        names.remove("release")
+        assert default_variants(CPU, make_config("mask2former-light-r50-640")) == names
 
 
 def test_definitions_run_where_they_are_to():

@@ -50,7 +50,7 @@ def make_matches(by_head, by_pixel, counts):
             pixels[image, pixel] = first[image] + place
     places = torch.tensor(places, dtype=torch.int64)
     instances = torch.tensor(instances, dtype=torch.int64)
-    return Matches(by_query, pixels, queries, places, instances)
+    return Matches(by_query, queries, places, instances, pixels)
 
 
 def make_output(dtype=torch.float64):
@@ -211,7 +211,7 @@ def test_the_proposal_loss_is_the_plain_mean_over_pixels():
 
 def test_guidance_is_the_last_heads_matched_masks_at_p3():
     targets, matches, _ = make_case()
-    attend = ops.unpack_bits(guidance(matches, pad(targets)), P3[0] * P3[1]).unflatten(2, P3)
+    attend = ops.unpack_bits(guidance(matches, pad(targets), 8), P3[0] * P3[1]).unflatten(2, P3)
     assert attend.shape == (2, QUERIES, *P3)
     for image, (pairs, target) in enumerate(zip(MATCHES[-1], targets, strict=True)):
         for q in range(QUERIES):
@@ -225,13 +225,13 @@ def test_a_target_that_vanishes_at_p3_lets_its_query_look_nowhere():
     masks = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
     masks[0, 9:15, 9:15] = True  # between the pixels 8 and 16 that survive
     targets = pad([{"labels": torch.tensor([0]), "masks": masks}])
-    attend = guidance(make_matches((({2: 0},),), ({},), (1,)), targets)
+    attend = guidance(make_matches((({2: 0},),), ({},), (1,)), targets, 8)
     assert not attend[0, 2].any()
     assert ops.unpack_bits(attend[0, [0, 1, 3, 4]], P3[0] * P3[1]).all()
 
 
 def test_guidance_without_targets_is_everywhere():
-    attend = guidance(make_matches((({},),), ({},), (0,)), pad([make_target(0)]))
+    attend = guidance(make_matches((({},),), ({},), (0,)), pad([make_target(0)]), 8)
     assert ops.unpack_bits(attend, P3[0] * P3[1]).all()
 
 

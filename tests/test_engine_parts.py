@@ -14,7 +14,7 @@ from fastinst.engine.decoder import PreparedAttention, PreparedFeedForward, prep
 from fastinst.engine.group_norm import ChannelsLastGroupNorm
 from fastinst.engine.linear import linear
 from fastinst.engine.positions import KEPT_SIZES, KeptPositions
-from fastinst.queries import PositionEmbedding
+from fastinst.positions import PositionEmbedding
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 CPU = torch.device("cpu")
@@ -140,8 +140,7 @@ def test_group_norm_keeps_the_layout(dtype):
 @torch.no_grad()
 def test_kept_positions():
     embedding = PositionEmbedding(6)
-    nn.init.normal_(embedding.weight)
-    kept = KeptPositions(embedding)
+    kept = KeptPositions(embedding, strides=(8,))
     sizes = [(3, 4), (4, 3), (1, 12)]
     for size in sizes:
         assert torch.equal(kept(size), embedding(size))

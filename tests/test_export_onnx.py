@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_models import small_model
+from small_models import MASK2FORMER, small_model
 
 from fastinst.errors import InputError
 from fastinst.export.artefact import read_onnx
@@ -29,7 +29,9 @@ def assert_same(model, content, batch):
     artefact = read_onnx(content, CPU, "x")
     with torch.no_grad():
         expected = model(batch)
-    for name, actual in artefact(batch).items():
+    found = artefact(batch)
+    assert found.keys() == expected.keys()
+    for name, actual in found.items():
         torch.testing.assert_close(actual, expected[name], rtol=1e-4, atol=5e-5)
 
 
@@ -65,6 +67,12 @@ def test_of_equal_ranks_the_lower_pixel_wins(monkeypatch):
     assert_same(model, content, torch.randn(2, 3, 96, 96))
     found = read_onnx(content, CPU, "x")(torch.randn(2, 3, 96, 96))
     np.testing.assert_array_equal(found["query_indices"], [range(20)] * 2)
+
+
+def test_the_baseline(monkeypatch):
+    model = small_model(monkeypatch, **MASK2FORMER)
+    content = write(model, (1, 96, 128))
+    assert_same(model, content, torch.randn(1, 3, 96, 128))
 
 
 @pytest.mark.slow

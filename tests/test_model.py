@@ -59,9 +59,7 @@ def test_forward_is_the_last_prediction_of_the_trace():
     batch, _ = model.preprocess(random_images((64, 96), (50, 70)))
     with torch.no_grad():
         outputs = model(batch)
-        p3, p4, _ = model.pixel_decoder(model.backbone(batch))
-        queries = model.queries(p4, model.positions(p4.shape[2:]))
-        trace = model.decoder.trace(p3, model.positions.tokens(p3.shape[2:]), queries)
+        trace = model.decoder.trace(*model.encode(batch))
     assert len(trace.outputs) == len(trace.masks) == len(trace.states) == 4
     torch.testing.assert_close(trace.outputs[-1].logits, outputs["pred_logits"])
     torch.testing.assert_close(trace.masks[-1], outputs["pred_masks"].flatten(2))
@@ -173,12 +171,12 @@ def test_targets_that_vanish_at_p3():
     losses = model.loss(batch, [{"labels": torch.tensor([1]), "masks": dots}], points)
     assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
-        p3, position, queries = model._encode(batch)
-        trace = model.decoder.trace(p3, position, queries)
+        seen = model.encode(batch)
+        trace = model.decoder.trace(*seen)
         nowhere = torch.zeros_like(trace.masks[-1], dtype=torch.bool)
         for a, b in zip(
-            model.decoder.guided(trace, position, queries, nowhere),
-            model.decoder.guided(trace, position, queries, ~nowhere),
+            model.decoder.guided(trace, *seen, [nowhere]),
+            model.decoder.guided(trace, *seen, [~nowhere]),
             strict=True,
         ):
             assert torch.equal(a.masks(), b.masks()) and torch.equal(a.logits, b.logits)

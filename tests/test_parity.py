@@ -1,18 +1,13 @@
 """All five models compute what the authors' release does, in float64 (see data/README.md)."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from fixture_weights import fixture_weight
+from parity_case import Case
 
 import fastinst
-from fastinst.official import load_official, official_names
 from fastinst.ops import activation_rank
 
-DATA = Path(__file__).parent / "data"
 MODELS = (
     "fastinst-d1-r50-576",
     "fastinst-d3-r50-640",
@@ -22,60 +17,13 @@ MODELS = (
 )
 
 
-class Case:
-    """One model with the fixture's weights, and its fixture."""
-
-    def __init__(self, name: str):
-        self.facts = json.loads((DATA / f"{name}.json").read_text())
-        self.arrays = dict(np.load(DATA / f"{name}.npz"))
-        self.state_dict = {
-            official: self.arrays[f"override.{official}"]
-            if f"override.{official}" in self.arrays
-            else fixture_weight(official, shape, self.facts["seed"])
-            for official, shape in self.facts["state_dict"].items()
-        }
-        self.model = fastinst.create_model(name, num_classes=self.facts["num_classes"]).double()
-        load_official(self.model, self.state_dict)
-        images = [torch.as_tensor(self.arrays[f"image{i}"]) for i in range(2)]
-        self.batch, self.sizes = self.model.preprocess(images)
-
-    @torch.no_grad()
-    def outputs(self) -> dict[str, torch.Tensor]:
-        return self.model.eval()(self.batch)
-
-    def targets(self) -> list[dict[str, torch.Tensor]]:
-        targets = []
-        for i, (height, width) in enumerate(self.sizes):
-            bits = np.unpackbits(self.arrays[f"target{i}.masks"], axis=1, count=height * width)
-            masks = torch.as_tensor(bits.reshape(-1, height, width).astype(bool))
-            labels = torch.as_tensor(self.arrays[f"target{i}.labels"])
-            targets.append({"labels": labels, "masks": masks})
-        return targets
-
-    def check(self, actual: torch.Tensor, name: str):
-        """Within 1e-6 of the array's largest magnitude."""
-        expected = torch.as_tensor(self.arrays[name]).double()
-        assert actual.shape == expected.shape
-        error = (actual - expected).abs().max() / expected.abs().max()
-        assert error <= 1e-6, f"{name}: {error}"
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def case(request):
-    return Case(request.param)
+    return Case(request.param, request.param)
 
 
-def test_trainable_parameters(case):
-    trainable = [p.numel() for p in case.model.parameters() if p.requires_grad]
-    assert sum(trainable) == case.facts["parameters"]
-
-
-def test_names_are_those_of_the_release(case):
-    buffers = {name for name in case.state_dict if name.endswith("criterion.empty_weight")}
-    names = official_names(case.model)
-    assert len(set(names.values())) == len(names)
-    assert set(names.values()) == set(case.state_dict) - buffers
-    assert set(names) == set(case.model.state_dict())
+def test_parameters(case):
+    case.check_parameters()
 
 
 @torch.no_grad()
@@ -111,14 +59,4 @@ def test_predictions_and_results(case):
 
 
 def test_losses_and_gradients(case):
-    case.model.train().zero_grad()
-    losses = case.model.loss(
-        case.batch, case.targets(), points=torch.as_tensor(case.arrays["points"])
-    )
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(
-        case.facts["losses"], rel=1e-8, abs=0
-    )
-    sum(losses.values()).backward()
-    names = official_names(case.model)
-    norms = {names[n]: p.grad.norm().item() for n, p in case.model.named_parameters()}
-    assert norms == pytest.approx(case.facts["grad_norms"], rel=1e-8, abs=0)
+    case.check_losses_and_gradients()

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fastinst import create_model
-from fastinst.config import list_models
+from fastinst.config import list_models, make_config
+from fastinst.errors import InputError
 from fastinst.results import postprocess
 from fastinst.rivals.release_network import release_network, release_postprocess
 
@@ -32,7 +33,7 @@ def images():
     return [torch.randint(256, (3, *size), dtype=torch.uint8) for size in SIZES]
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", [n for n in list_models() if make_config(n).is_fastinst])
 @torch.inference_mode()
 def test_it_equals_the_model(name, images):
     model = model_of(name, num_queries=12)
@@ -99,3 +100,8 @@ def test_the_model_is_left_alone(images):
     network.positions.data.zero_()
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert model.positions.weight.abs().sum() > 0
+
+
+def test_models_that_the_release_lacks():
+    with pytest.raises(InputError, match="the release has FastInst alone"):
+        release_network(create_model("mask2former-light-r50-640"))

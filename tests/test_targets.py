@@ -7,7 +7,7 @@ from test_matcher import CLASSES, HEIGHT, WIDTH, make_target, pad
 
 from fastinst.errors import InputError
 from fastinst.ops import pack_bits, unpack_bits
-from fastinst.targets import nearest_at_p3, pad_targets, reaches_p4
+from fastinst.targets import nearest, pad_targets, reaches_p4
 
 SIZES = ((9, 13), (32, 64), (5, 6), (31, 33))
 COUNTS = (2, 3, 0, 1)
@@ -70,14 +70,15 @@ def test_without_seeds_they_are_drawn_from_torch():
     assert mixed.image_seeds[0] == targets[0]["seed"]
 
 
-def test_masks_on_p3_are_those_of_a_nearest_resize():
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_masks_on_smaller_maps_are_those_of_a_nearest_resize(stride):
     targets = [make_target(3), make_target(4)]
     masks = torch.cat([target["masks"] for target in targets])
-    size = (HEIGHT // 8, WIDTH // 8)
+    size = (HEIGHT // stride, WIDTH // stride)
     expected = F.interpolate(masks[:, None].float(), size=size, mode="nearest")[:, 0] > 0
-    assert torch.equal(nearest_at_p3(pad(targets).masks), expected)
+    assert torch.equal(nearest(pad(targets).masks, stride), expected)
     noise = torch.rand(5, HEIGHT, WIDTH) < 0.5
-    assert torch.equal(nearest_at_p3(pack_bits(noise)), noise[:, ::8, ::8])
+    assert torch.equal(nearest(pack_bits(noise), stride), noise[:, ::stride, ::stride])
 
 
 def test_pixels_of_p4_are_reached_by_any_pixel_of_their_block():
@@ -91,7 +92,7 @@ def test_a_batch_without_instances():
     targets = pad([make_target(0), make_target(0)])
     assert targets.counts == [0, 0] and targets.slots.shape == (2, 0)
     assert targets.masks.shape == (0, HEIGHT, WIDTH // 32)
-    assert nearest_at_p3(targets.masks).shape == (0, HEIGHT // 8, WIDTH // 8)
+    assert nearest(targets.masks, 8).shape == (0, HEIGHT // 8, WIDTH // 8)
     assert reaches_p4(targets.masks).shape == (0, HEIGHT // 16, WIDTH // 16)
 
 

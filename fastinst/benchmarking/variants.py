@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastinst.config import ModelConfig
 from fastinst.data.augment import resize_shortest_edge
 from fastinst.device import choose_dtype
 from fastinst.model import FastInst
@@ -92,10 +93,11 @@ def download(found: list[Any]) -> list[Any]:
     ]
 
 
-def default_variants(device: torch.device) -> list[str]:
+def default_variants(device: torch.device, config: ModelConfig) -> list[str]:
     """All that are worth comparing on a device: with the 16 bits that it is fastest in, if any."""
     best = str(choose_dtype("auto", device)).removeprefix("torch.")
-    return [name for name in VARIANTS if not name.endswith("float16") or name == f"engine-{best}"]
+    names = [name for name in VARIANTS if not name.endswith("float16") or name == f"engine-{best}"]
+    return names if config.is_fastinst else [name for name in names if name != "release"]
 
 
 def make_variant(name: str, model: FastInst, device: torch.device) -> Variant:

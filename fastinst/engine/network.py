@@ -53,7 +53,8 @@ class PreparedNetwork(nn.Module):
         A captured CUDA graph reads them where they lie: hold them for as long as the graph.
         """
         positions = self.model.positions
-        return [positions((height // 16, width // 16)), positions.tokens((height // 8, width // 8))]
+        tokens = [positions.tokens((height // s, width // s)) for s in self.model.decoder.strides]
+        return [positions((height // 16, width // 16)), *tokens]
 
     def describe(self) -> str:
         """What does the work here, in one line."""

@@ -8,35 +8,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastinst.queries import PositionEmbedding
+from fastinst.positions import Positions
 
 # At D3-R50-640 in float32 a size takes 64 MB, most of them for the attentions' terms.
 KEPT_SIZES = 4
 
 
 class KeptPositions(nn.Module):
-    """A `PositionEmbedding` that returns the same tensors again for the last `KEPT_SIZES` sizes."""
+    """`Positions` that are the same tensors again for the last `KEPT_SIZES` sizes of an input.
 
-    def __init__(self, embedding: PositionEmbedding):
+    strides: of the maps whose tokens are asked for
+    """
+
+    def __init__(self, positions: Positions, strides: tuple[int, ...]):
         super().__init__()
-        self.embedding = embedding
+        self.positions = positions
+        self.strides = strides
         self._maps: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._tokens: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
-    @property
-    def weight(self) -> Tensor:
-        return self.embedding.weight
-
     def forward(self, size: tuple[int, int] | torch.Size) -> Tensor:
         """[1, C, *size], channels-last."""
-        return _kept(self._maps, size, self._map)
+        return _kept(self._maps, size, self._map, KEPT_SIZES)
 
     def tokens(self, size: tuple[int, int] | torch.Size) -> Tensor:
         """The same, row by row: [1, h w, C]."""
-        return _kept(self._tokens, size, lambda s: self.embedding.tokens(s).contiguous())
+        return _kept(self._tokens, size, self._row_by_row, KEPT_SIZES * len(self.strides))
+
+    def _row_by_row(self, size: tuple[int, int]) -> Tensor:
+        return self.positions.tokens(size).contiguous()
 
     def _map(self, size: tuple[int, int]) -> Tensor:
-        return self.embedding(size).contiguous(memory_format=torch.channels_last)
+        return self.positions(size).contiguous(memory_format=torch.channels_last)
 
 
 class PositionTerm(nn.Module):
@@ -66,6 +69,7 @@ def _kept(
     kept: OrderedDict[tuple[int, ...], Tensor],
     size: tuple[int, int] | torch.Size,
     compute: Callable[[tuple[int, int]], Tensor],
+    most: int,
 ) -> Tensor:
     """`compute(size)`, from `kept` if it is there. Of threads that miss at once each computes."""
     size = tuple(size)
@@ -73,7 +77,7 @@ def _kept(
     if tensor is None:
         tensor = _complete(compute(size))
     kept[size] = tensor
-    while len(kept) > KEPT_SIZES:
+    while len(kept) > most:
         kept.popitem(last=False)
     return tensor
 

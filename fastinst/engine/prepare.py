@@ -73,7 +73,7 @@ def prepare(
         for name, module in list(network.named_modules()):
             if isinstance(module, nn.GroupNorm):
                 network.set_submodule(name, ChannelsLastGroupNorm(module))
-    network.positions = KeptPositions(network.positions)
+    network.positions = KeptPositions(network.positions, network.decoder.strides)
     return PreparedNetwork(network)
 
 

@@ -82,10 +82,15 @@ def kept_for_gradients(config: ModelConfig, height: int, width: int) -> tuple[in
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        p3, pixel_position, queries = model._encode(batch)
-        trace = model.decoder.trace(p3, pixel_position, queries)
-        attend = torch.ones_like(trace.masks[-1], dtype=torch.bool)
-        model.decoder.guided(trace, pixel_position, queries, attend)
+        scene, queries = model.encode(batch)
+        trace = model.decoder.trace(scene, queries)
+        if config.mask_guided:
+            shape = trace.masks[-1].shape[:2]
+            attend = [
+                torch.ones(*shape, math.prod(level.size), dtype=torch.bool, device="meta")
+                for level in scene.levels
+            ]
+            model.decoder.guided(trace, scene, queries, attend)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return sum(storage.nbytes() for storage in kept.values()), parameters
 

@@ -64,7 +64,7 @@ class Artefact:
         images = (padded * self.std + self.mean).contiguous()
         parts = [self._run(part, count) for part in images.split(count or len(images))]
         outputs = map(torch.cat, zip(*parts, strict=True))
-        return dict(zip(OUTPUTS, outputs, strict=True))
+        return dict(zip(OUTPUTS, outputs, strict=False))
 
     def _run(self, images: Tensor, count: int | None) -> tuple[Tensor, ...]:
         """A batch of at most `count` by a file for just as many."""
@@ -114,7 +114,7 @@ def read_onnx(content: bytes, device: torch.device, source: object) -> Artefact:
     metadata = _metadata(session.get_modelmeta().custom_metadata_map, source)
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        outputs = session.run(list(OUTPUTS), {"images": images.cpu().numpy()})
+        outputs = session.run(None, {"images": images.cpu().numpy()})
         return tuple(torch.from_numpy(output).to(device) for output in outputs)
 
     return Artefact(run, metadata, device)

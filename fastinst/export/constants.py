@@ -27,7 +27,8 @@ def fold_constants(module: fx.GraphModule) -> None:
         if node.op == "get_attr" or not needed or not isinstance(value, Tensor):
             continue
         name = f"folded_{number}"
-        module.register_buffer(name, value.detach().clone(memory_format=torch.contiguous_format))
+        # In the layout that it has there: views further on may rely on that.
+        module.register_buffer(name, value.detach().clone())
         with graph.inserting_before(node):
             node.replace_all_uses_with(graph.get_attr(name))
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))

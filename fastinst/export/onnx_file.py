@@ -43,7 +43,7 @@ def to_onnx(program: ExportedProgram, opset: int, metadata: dict[str, str]) -> b
             opset_version=opset,
             custom_translation_table=_translations(),
             input_names=["images"],
-            output_names=list(OUTPUTS),
+            output_names=list(OUTPUTS)[: len(program.graph_signature.user_outputs)],
         )
     model = converted.model
     _name_dimensions(model.graph)

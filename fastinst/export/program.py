@@ -17,6 +17,7 @@ from fastinst.export.quiet import quiet
 from fastinst.model import FastInst
 from fastinst.targets import SIZE_DIVISOR
 
+# Models whose queries are learnt have no indices.
 OUTPUTS = ("pred_logits", "pred_masks", "query_indices")
 
 # Sizes up to which a dynamic program is made, in pixels and images.
@@ -41,8 +42,8 @@ class ImagesToLogits(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         normalised = (images - self.mean) / self.std
         outputs = self.network(normalised.to(self.network.dtype))
-        logits, masks, indices = (outputs[name] for name in OUTPUTS)
-        return logits.float(), masks.float(), indices
+        present = [outputs[name] for name in OUTPUTS if name in outputs]
+        return tuple(x.float() if x.is_floating_point() else x for x in present)
 
 
 def trace(

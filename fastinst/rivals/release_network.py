@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastinst.backbone import Bottleneck, DeformableConv2d
 from fastinst.decoder import Attention, FeedForward, PredictionHead
+from fastinst.errors import InputError
 from fastinst.model import FastInst
 from fastinst.ops.select_queries import MINIMUM_PROBABILITY
 from fastinst.pixel_decoder import resize
@@ -32,7 +33,12 @@ except (ImportError, RuntimeError):  # the latter from one for another torch
 
 
 def release_network(model: FastInst) -> "ReleaseNetwork":
-    """The release's network with a copy of the model's weights, in the model's dtype."""
+    """The release's network with a copy of the model's weights, in the model's dtype.
+
+    Raises InputError for a model that the release does not have.
+    """
+    if not model.config.is_fastinst:
+        raise InputError(f"the release has FastInst alone, no {model.config.name} with its options")
     return ReleaseNetwork(model)
 
 

@@ -34,14 +34,14 @@ class Match(NamedTuple):
 def straight_loss(
     model: FastInst, batch: Tensor, targets: list[dict[str, Any]], points: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """`model.loss` of targets whose masks are bool [N, h, w]."""
+    """`model.loss`, of a FastInst, of targets whose masks are bool [N, h, w]."""
     config, decoder = model.config, model.decoder
     padded = [_pad(target, batch) for target in targets]
-    p3, pixel_position, queries = model._encode(batch)
-    size, num_guided = p3.shape[2:], queries.indices.shape[1]
-    positions = queries.positions, pixel_position
+    scene, queries = model.encode(batch)
+    size, num_guided = scene.size, queries.num_predicting
+    positions = queries.positions, scene.levels[0]
 
-    states = [State(queries.features, p3.flatten(2).transpose(1, 2))]
+    states = [State(queries.features, scene.pixels)]
     predictions = [_predict(decoder.heads[0], states[0], num_guided)]
     for layer, head in zip(decoder.layers, decoder.heads[1:], strict=True):
         states.append(layer(states[-1], *positions, predictions[-1][1].detach() >= 0))

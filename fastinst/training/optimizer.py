@@ -5,19 +5,24 @@ from typing import Any
 import torch
 from torch import nn
 
+EMBEDDINGS = (
+    *("positions.", "queries.aux_", "queries.features", "queries.positions"),
+    "decoder.level_embedding",
+)
+
 
 def parameter_groups(
     model: nn.Module, lr: float, backbone_lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """At most four groups for an optimizer: backbone or not, weight decay or none.
 
-    Norm layers and embeddings (positions, auxiliary queries) have no weight decay.
+    Norm layers and embeddings (of positions, levels and queries) have no weight decay.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         is_norm = isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d)
         for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
-            is_embedding = name.startswith(("positions.", "queries.aux_"))
+            is_embedding = name.startswith(EMBEDDINGS)
             key = (name.startswith("backbone."), is_norm or is_embedding)
             groups.setdefault(key, []).append(parameter)
     return [

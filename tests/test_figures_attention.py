@@ -65,8 +65,7 @@ def test_no_auxiliary_queries():
 
 
 def test_another_decoder():
-    predictor = load_observable(tiny_model())
-    predictor.network.decoder = nn.Identity()
+    predictor = load_observable(tiny_model(dual_path=False))
     with pytest.raises(InputError, match="not the dual-path decoder"):
         auxiliary_attention(predictor, IMAGE)
 

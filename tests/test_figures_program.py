@@ -16,6 +16,8 @@ from fastinst.weights import load_model, save_checkpoint
 
 PROGRAM = Path(__file__).parents[1] / "figures.py"
 RECTANGLES = [[(0, 0, 0, 32, 32), (1, 40, 8, 64, 40)], [(2, 16, 16, 80, 56)], []]
+BASELINE = {"dual_path": False, "activation_guided": False, "num_aux_queries": 0}
+GREY = np.full((8, 8, 3), 128, np.uint8)
 
 
 @pytest.fixture
@@ -83,9 +85,6 @@ def test_queries_of_two_checkpoints_are_told_apart_by_their_settings(
     assert headings[0] == f"{weights[0].parent.name}/a.pt"
 
 
-GREY = np.full((8, 8, 3), 128, np.uint8)
-
-
 def test_attention_of_images_without_annotations(figures, checkpoint, data, tmp_path):
     images = ("--images", data / "val", "--output", tmp_path / "attention.JPG", "--size", 100)
     code, _, err = figures("attention", checkpoint("a.pt"), *images)
@@ -146,7 +145,8 @@ def test_failures_are_found(colour_figures, data, tmp_path):
         (["attention", "WEIGHTS", "--images", "DATA"], "no images"),
         (["grid", "WEIGHTS", "--images", "OTHER", "--data", "DATA"], "is none of the images of"),
         (["attention", "WEIGHTS", "--images", "OTHER", "--queries", "9"], "no query 9: "),
-        (["attention", "NO_AUX", "--images", "OTHER"], "no auxiliary queries"),
+        (["attention", "BASELINE", "--images", "OTHER"], "no auxiliary queries"),
+        (["queries", "BASELINE", "--images", "OTHER"], "has learnt queries"),
         (["queries", "WEIGHTS", "--data", "DATA", "--count", "0"], "--count must be at least 1"),
         (["grid", "WEIGHTS", "--data", "DATA", "--threshold", "2"], "--threshold"),
         (["unknown"], "unknown"),
@@ -157,7 +157,7 @@ def test_errors_are_one_line(figures, checkpoint, data, tmp_path, arguments, wor
     output = tmp_path / "x.png"
     places = {
         "WEIGHTS": checkpoint("a.pt"),
-        "NO_AUX": checkpoint("none of them.pt", num_aux_queries=0),
+        "BASELINE": checkpoint("Mask2Former light.pt", **BASELINE),
         "OTHER": tmp_path / "other.png",
         "DATA": data,
         "DATA/val": data / "val",

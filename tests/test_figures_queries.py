@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from predictor_cases import random_images, tiny_model
-from torch import nn
 
 from fastinst.errors import InputError
 from fastinst.figures.colour_map import colour_map
@@ -109,8 +108,7 @@ def test_points_on_objects():
 
 
 def test_queries_that_come_from_nowhere():
-    predictor = load_observable(tiny_model())
-    predictor.network.queries = nn.Identity()
+    predictor = load_observable(tiny_model(activation_guided=False, num_aux_queries=0))
     with pytest.raises(InputError, match="learnt queries"):
         observe_queries(predictor, random_images()[0])
 

@@ -62,7 +62,8 @@ on_gpu kernels 40 "${pytest[@]}" tests/test_kernels.py tests/test_gpu.py
 # Their emulated twins have run elsewhere. The emulator wants tensors on the CPU: no on_gpu here.
 step hosts 90 "${pytest[@]}" tests/test_*_cuda.py -k "not emulat"
 on_gpu operators 100 "${pytest[@]}" "${op_tests[@]/%/.py}"
-on_gpu parity 50 "${pytest[@]}" tests/test_parity.py
+baseline=(tests/test_mask2former.py::test_{predictions,losses_and_gradients})
+on_gpu parity 60 "${pytest[@]}" tests/test_parity.py "${baseline[@]}"
 step engine 60 "${pytest[@]}" tests/test_engine_gpu.py tests/test_graphs.py tests/test_predictor*.py
 
 # Against the release's way, in one run: the table of what must be reached.

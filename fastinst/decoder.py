@@ -27,9 +27,11 @@ class Output(NamedTuple):
     offsets: Tensor  # [B, N, 1]
     pixels: Tensor  # [B, L, C]
 
-    def masks(self) -> Tensor:
-        """Logits [B, N, L]."""
-        return torch.baddbmm(self.offsets, self.keys, self.pixels.mT)
+    def masks(self, pixels: Tensor | None = None) -> Tensor:
+        """Logits [B, N, L], or of other pixels [B, l, C] than its own."""
+        return torch.baddbmm(
+            self.offsets, self.keys, (self.pixels if pixels is None else pixels).mT
+        )
 
 
 class State(NamedTuple):
@@ -45,7 +47,7 @@ class Level(NamedTuple):
     size: tuple[int, int]
     position: Tensor  # [1, l, C]
     memory: Tensor | None = None  # [B, l, C]
-    pixels: Tensor | None = None  # [B, l, C] of p3 at this size: their masks are the attention's
+    pixels: Tensor | None = None  # [B, l, C] of p3 at this size, without gradient: what masks see
 
 
 class Scene(NamedTuple):
@@ -231,8 +233,11 @@ class Decoder(nn.Module):
         for i, head in enumerate(self.heads):
             if i > 0:
                 level = self._level(scene, i - 1)
-                attend = _resized(trace.masks[-1], scene.size, level.size) >= 0
-                state = self.layers[i - 1](state, queries.positions, level, attend)
+                seen = trace.masks[-1]
+                if level.pixels is not None:
+                    with torch.no_grad():
+                        seen = trace.outputs[-1].masks(level.pixels)
+                state = self.layers[i - 1](state, queries.positions, level, seen >= 0)
             output = head(_predicting(state, queries), state.pixels)
             trace.states.append(state)
             trace.outputs.append(output)
@@ -298,13 +303,13 @@ class MaskedAttentionDecoder(Decoder):
 
     def scene(self, features: tuple[Tensor, Tensor, Tensor], positions: Positions) -> Scene:
         """(p3, p4, p5) of the pixel decoder and the positions of their pixels to a scene."""
-        p3 = features[0]
+        p3, p4, p5 = features
         levels = []
-        for feature, embedding in zip(reversed(features), self.level_embedding, strict=True):
+        for feature, embedding in zip((p5, p4, p3), self.level_embedding, strict=True):
             size = tuple(feature.shape[2:])
             memory = _tokens(feature) + embedding.to(feature.dtype)
             # A mask is linear in the pixels, so that resized pixels have the resized masks.
-            pixels = _tokens(p3 if feature is p3 else resize(p3, size))
+            pixels = None if feature is p3 else _tokens(resize(p3.detach(), size))
             levels.append(Level(size, positions.tokens(size), memory, pixels))
         return Scene(tuple(p3.shape[2:]), _tokens(p3), levels)
 
@@ -316,10 +321,3 @@ def _tokens(x: Tensor) -> Tensor:
 
 def _predicting(state: State, queries: Queries) -> Tensor:
     return state.queries[:, : queries.num_predicting]
-
-
-def _resized(masks: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Mask logits [B, N, L] of one size at another."""
-    if size == wanted:
-        return masks
-    return resize(masks.unflatten(2, size), wanted).flatten(2)

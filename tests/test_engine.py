@@ -9,6 +9,7 @@ import torch
 from engine_models import make_model, random_batch
 
 from fastinst.engine import convolution, linear, prepare
+from fastinst.engine.positions import KEPT_SIZES
 
 
 def test_the_model_stays_as_it_is():
@@ -26,6 +27,15 @@ def test_the_model_stays_as_it_is():
         assert torch.equal(value, before[key]), key
     targets = [{"labels": torch.tensor([1]), "masks": torch.ones(1, 64, 96, dtype=torch.bool)}]
     sum(model.loss(random_batch(model, (64, 96)), targets).values()).backward()
+
+
+def test_preparing_runs_no_module():
+    """Whoever has a hook on the model would be told of passes that are none."""
+    model, calls = make_model(), []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+    prepare(model)
+    assert not calls
 
 
 @torch.inference_mode()
@@ -68,8 +78,8 @@ def test_positions_are_kept_for_some_sizes_and_for_whoever_holds_them():
     again = term_of(64, 96)
     assert again() is forgotten()
     del again
-    for width in (32, 128, 160, 192):
-        term_of(64, width)
+    for i in range(KEPT_SIZES):
+        term_of(32, 32 * (i + 1))
     gc.collect()
     assert forgotten() is None and held() is attention.x_term(constants[1])
 

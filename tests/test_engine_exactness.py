@@ -8,6 +8,7 @@ import torch
 from engine_models import make_model, random_batch, relative_error
 
 import fastinst
+from fastinst import ops
 from fastinst.engine import prepare
 
 
@@ -24,26 +25,44 @@ def test_in_float64_it_is_the_model(name):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["fastinst-d1-r18-192", "fastinst-d1-r50d-dcn-576"])
-def test_in_float32_it_errs_like_the_model(name):
-    """Measured against float64. oneDNN adds up long sums in one go, which MKL does in parts, and so
-    errs 1.1 to 1.5 times as much. Where a logit is about 0, a bit of an attention mask may flip in
-    either, which then errs far more: medians over images are compared.
+@pytest.mark.parametrize(
+    ("name", "size"), [("fastinst-d1-r18-192", (192, 192)), ("fastinst-d3-r50-640", (192, 256))]
+)
+def test_in_float32_it_errs_no_more_than_the_model(name, size, monkeypatch):
+    """Against float64, by the median over images, with the model's own widths: in narrower ones and
+    at smaller sizes PyTorch takes other products. All attend where float64 says: a bit of a mask
+    that flips, where its logit is about 0, moves the results more than all rounding.
     """
-    model = make_model(name)
+    model = make_model(name, hidden_dim=256, num_heads=8, ffn_dim=1024)
     exact, network = copy.deepcopy(model).double(), prepare(model)
     errors = {"plain": [], "engine": []}
-    for _ in range(15):
-        batch = random_batch(exact, (64, 64))
-        expected = exact(batch)
+    for _ in range(7):
+        batch = random_batch(exact, size)
+        masks = []
+        with monkeypatch.context() as patch:
+            patch.setattr(ops, "attention_mask", recording(ops.attention_mask, masks))
+            expected = exact(batch)
         for kind, run in (("plain", model), ("engine", network)):
-            found = run(batch.float())
+            with monkeypatch.context() as patch:
+                replayed = iter(masks)
+                patch.setattr(ops, "attention_mask", lambda *_, of=replayed: next(of))
+                found = run(batch.float())
             assert torch.equal(found["query_indices"], expected["query_indices"])
             errors[kind].append(
                 max(relative_error(found[k], expected[k]) for k in ("pred_logits", "pred_masks"))
             )
     plain, engine = (statistics.median(errors[kind]) for kind in ("plain", "engine"))
-    assert engine < 2 * plain
+    assert engine <= plain
+
+
+def recording(function, results):
+    """`function`, what it returns being appended to `results`."""
+
+    def call(*arguments):
+        results.append(function(*arguments))
+        return results[-1]
+
+    return call
 
 
 @torch.inference_mode()

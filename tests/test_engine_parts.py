@@ -9,7 +9,14 @@ from fastinst import ops
 from fastinst.backbone import DeformableConv2d
 from fastinst.decoder import MLP, Attention, FeedForward
 from fastinst.engine import decoder
-from fastinst.engine.convolution import Convolution, DeformableConvolution, convolution
+from fastinst.engine.convolution import (
+    Convolution,
+    ConvolutionInParts,
+    DeformableConvolution,
+    OneDnnConvolution,
+    convolution,
+    convolution_kind,
+)
 from fastinst.engine.decoder import PreparedAttention, PreparedFeedForward, prepared_mlp
 from fastinst.engine.group_norm import ChannelsLastGroupNorm
 from fastinst.engine.linear import linear
@@ -36,7 +43,7 @@ def test_convolutions(kernel, stride, dtype):
     """With and without the sum and the ReLU, at the size it was made for and at others."""
     weight = torch.randn(24, 16, kernel, kernel).to(dtype) / kernel
     bias = torch.randn(24).to(dtype)
-    conv = convolution(weight, bias, stride, kernel // 2, [1, 16, 12, 20])
+    conv = convolution(weight, bias, stride, kernel // 2)
     for size in ((1, 12, 20), (3, 12, 20), (2, 5, 7)):
         batch, height, width = size
         x = torch.randn(batch, 16, height, width).to(dtype)
@@ -51,13 +58,67 @@ def test_convolutions(kernel, stride, dtype):
                 assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.skipif(
+    convolution_kind("cpu", torch.float32) is not OneDnnConvolution, reason="no oneDNN"
+)
+class TestOneDnn:
+    def test_a_weight_is_laid_out_once_for_a_size(self, monkeypatch):
+        """Of layouts that are equal one is kept, whatever the number of sizes."""
+        conv = OneDnnConvolution(torch.randn(1024, 256, 1, 1), torch.zeros(1024), 1, 0)
+        reorder, sizes = torch.ops.mkldnn._reorder_convolution_weight, []
+
+        def count(*arguments):
+            sizes.append(arguments[-1])
+            return reorder(*arguments)
+
+        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", count)
+        shapes = [(1, 256, 40, 54), (1, 256, 40, 52), (1, 256, 40, 54), (2, 256, 3, 5)]
+        for shape in shapes + shapes:
+            x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+            found = conv(x)
+            check(found, F.conv2d(x.double(), conv.weight.double()), torch.float32, 256)
+        assert sizes == [[1, 256, 40, 54], [1, 256, 40, 52], [2, 256, 3, 5]]
+        again = [torch.Size([1, 256, 40, width]) for width in range(20, 60)]
+        assert len({id(conv._laid_out(size)) for size in again}) == len(conv._layouts) <= 4
+
+    def test_long_sums_in_float32_are_in_parts_and_err_less(self):
+        weight, bias = torch.randn(32, 256, 3, 3), torch.randn(32)
+        x = torch.randn(1, 256, 24, 24).contiguous(memory_format=torch.channels_last)
+        expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+        whole, parts = OneDnnConvolution(weight, bias, 1, 1), convolution(weight, bias, 1, 1)
+        assert isinstance(parts, ConvolutionInParts)
+        add = torch.randn(1, 32, 24, 24).contiguous(memory_format=torch.channels_last)
+        for other in (None, add):
+            wanted = (expected if other is None else expected + add.double()).relu()
+            one, two = (
+                (conv(x, None if other is None else add.clone(), True) - wanted).norm()
+                for conv in (whole, parts)
+            )
+            assert two < 0.9 * one
+        for dtype in (torch.bfloat16, torch.float64):
+            kind = type(convolution(weight.to(dtype), bias.to(dtype), 1, 1))
+            assert kind is convolution_kind("cpu", dtype)
+
+    def test_sums_for_queries_are_in_parts_and_err_less(self):
+        weight, bias, x = torch.randn(64, 256), torch.randn(64), torch.randn(1, 108, 256)
+        add = torch.randn(1, 108, 64)
+        expected = x.double() @ weight.double().T + bias.double()
+        pairs = [(expected + add.double(), False, add), (expected.relu(), True, None)]
+        for wanted, relu, other in pairs:
+            one, parts = (
+                (linear(weight, bias, relu, few_rows=few)(x, other) - wanted).norm()
+                for few in (False, True)
+            )
+            assert parts < 0.9 * one
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_deformable_convolutions(stride, relu):
     plain = DeformableConv2d(8, 12, stride).double()
     nn.init.normal_(plain.offset.weight)
     weight, bias = plain.weight.detach(), torch.randn(12, dtype=torch.float64)
-    offset = convolution(plain.offset.weight.detach(), plain.offset.bias.detach(), stride, 1, [1])
+    offset = convolution(plain.offset.weight.detach(), plain.offset.bias.detach(), stride, 1)
     conv = DeformableConvolution(weight, bias, stride, offset)
     x = torch.randn(2, 8, 9, 7, dtype=torch.float64)
     with torch.no_grad():
@@ -157,5 +218,5 @@ def test_kept_positions():
 
 def test_what_is_plain_where_nothing_else_is():
     """float64 has no oneDNN, and no device but these has anything."""
-    conv = convolution(torch.ones(2, 2, 1, 1).double(), torch.zeros(2).double(), 1, 0, [1, 2, 4, 4])
+    conv = convolution(torch.ones(2, 2, 1, 1).double(), torch.zeros(2).double(), 1, 0)
     assert type(conv) is Convolution and conv.library == "PyTorch"

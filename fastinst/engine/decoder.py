@@ -31,11 +31,14 @@ class PreparedAttention(nn.Module):
         elif fixed == "memory":
             self.memory_term = PositionTerm(weights[1], biases[1], device, dtype)
         terms = (self.x_term, self.memory_term, None)
+        few_x, few_memory = fixed != "x", fixed != "memory"
         self.query, self.key, self.value = (
-            _linear(weight, bias if term is None else bias * 0, device, dtype)
-            for weight, bias, term in zip(weights, biases, terms, strict=True)
+            _linear(weight, bias if term is None else bias * 0, device, dtype, few_rows=few)
+            for weight, bias, term, few in zip(
+                *(weights, biases, terms, (few_x, few_memory, few_memory)), strict=True
+            )
         )
-        self.out_proj = _linear(*attention.out_proj.parameters(), device, dtype)
+        self.out_proj = _linear(*attention.out_proj.parameters(), device, dtype, few_rows=few_x)
         self.norm = attention.norm.to(device, dtype)
 
     def forward(
@@ -84,15 +87,16 @@ def prepared_mlp(mlp: MLP, device: torch.device, dtype: torch.dtype) -> nn.Seque
     """What `decoder.MLP` computes."""
     *hidden, last = mlp.layers
     return nn.Sequential(
-        *(_linear(*layer.parameters(), device, dtype, relu=True) for layer in hidden),
-        _linear(*last.parameters(), device, dtype),
+        *(_linear(*x.parameters(), device, dtype, relu=True, few_rows=True) for x in hidden),
+        _linear(*last.parameters(), device, dtype, few_rows=True),
     )
 
 
 def _linear(
-    weight: Tensor, bias: Tensor, device: torch.device, dtype: torch.dtype, relu: bool = False
-) -> Linear:
-    return linear(weight.detach().to(device, dtype), bias.detach().to(device, dtype), relu)
+    weight: Tensor, bias: Tensor, device: torch.device, dtype: torch.dtype, **how: bool
+) -> nn.Module:
+    """See `fastinst.engine.linear.linear`."""
+    return linear(weight.detach().to(device, dtype), bias.detach().to(device, dtype), **how)
 
 
 def _placed(map: Linear, x: Tensor, position: Tensor, term: PositionTerm | None) -> Tensor:

@@ -13,13 +13,9 @@ from fastinst.engine.group_norm import ChannelsLastGroupNorm
 from fastinst.engine.network import PreparedNetwork
 from fastinst.engine.positions import KeptPositions
 from fastinst.model import FastInst
-from fastinst.targets import padded_size
 
 # Of a layer's attentions, those with pixels on one side, whose positions are always the same.
 FIXED = {"pixel_attention": "x", "query_attention": "memory", "self_attention": ""}
-
-# Image edges of the passes that show a network's shapes.
-SURVEYED = (64, 128)
 
 
 @torch.no_grad()
@@ -44,18 +40,19 @@ def prepare(
     exact = copy.deepcopy(model).eval().requires_grad_(False).cpu().double()
     network = copy.deepcopy(model).eval().requires_grad_(False).to(device, dtype)
 
-    input_sizes, norms = _survey(exact)
-    for name, input_size in input_sizes.items():
+    norms = _norms(exact.backbone)
+    for name, module in exact.named_modules():
+        if not isinstance(module, nn.Conv2d | DeformableConv2d):
+            continue
         norm = norms.get(name)
         # Offsets of some pixels, in bfloat16, would be rounded to hundredths of a pixel.
         wide = dtype == torch.bfloat16 and name.endswith(".offset")
         kept = torch.float32 if wide else dtype
-        prepared = _convolution(exact, name, norm, input_size, device, kept)
+        prepared = _convolution(exact, name, norm, device, kept)
         network.set_submodule(name, prepared)
         if norm:
             network.set_submodule(norm, nn.Identity())
-    if norms:
-        network.backbone.normalised = lambda: _apply
+    network.backbone.normalised = lambda: _apply
 
     for name, module in exact.decoder.named_modules(prefix="decoder"):
         if isinstance(module, Attention):
@@ -77,50 +74,21 @@ def prepare(
     return PreparedNetwork(network)
 
 
-def _survey(model: FastInst) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """What a pass of a test image does: the size of each convolution's input, and the norm that
-    follows it in the backbone, by their names.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    seen, norms = {}, {}
-    apply = model.backbone.normalised()
-
-    def note_size(conv: nn.Module, inputs: tuple[Tensor]) -> None:
-        seen.setdefault(names[conv], set()).add(inputs[0].shape)
-
-    def note_norm(conv, norm, x, add=None, relu=False) -> Tensor:
-        norms[names[conv]] = names[norm]
-        conv(x)  # which `apply` does not call if it folds the norm into the weight
-        return apply(conv, norm, x, add, relu)
-
-    hooks = [
-        module.register_forward_pre_hook(note_size)
-        for module in names
-        if isinstance(module, nn.Conv2d | DeformableConv2d)
-    ]
-    model.backbone.normalised = lambda: note_norm
-    # Two small passes tell which sizes grow with the image; the pooled ones do not.
-    for edge in SURVEYED:
-        model(torch.zeros(1, 3, edge, edge, dtype=model.dtype))
-    del model.backbone.normalised
-    for hook in hooks:
-        hook.remove()
-
-    full = padded_size(model.config.test_short_edge, model.config.test_max_edge)
-    sizes = {}
-    for name, shapes in seen.items():
-        small, large = min(shapes), max(shapes)
-        lengths = zip(small[2:], large[2:], full, strict=True)
-        size = [b * edge // SURVEYED[1] if b > a else b for a, b, edge in lengths]
-        sizes[name] = [1, large[1], *size]
-    return sizes, norms
+def _norms(backbone: nn.Module) -> dict[str, str]:
+    """The norm after each convolution, by their names: a backbone defines it right after."""
+    norms, conv = {}, ""
+    for name, module in backbone.named_modules(prefix="backbone"):
+        if isinstance(module, nn.Conv2d | DeformableConv2d) and not name.endswith(".offset"):
+            conv = name
+        elif hasattr(module, "running_mean"):
+            norms[conv] = name
+    return norms
 
 
 def _convolution(
     model: FastInst,
     name: str,
     norm: str | None,
-    input_size: list[int],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Convolution | DeformableConvolution:
@@ -140,7 +108,7 @@ def _convolution(
         to = {"device": device, "dtype": kept}
         return DeformableConvolution(weight.to(**to), bias.to(**to), conv.stride, conv.offset)
     weight, bias = weight.to(device, dtype), bias.to(device, dtype)
-    return convolution(weight, bias, conv.stride[0], conv.padding[0], input_size)
+    return convolution(weight, bias, conv.stride[0], conv.padding[0])
 
 
 def _apply(

@@ -177,7 +177,7 @@ def fit(
     def save() -> None:
         if processes.leads:
             training = state.state_dict() | {"arguments": saved_arguments(args), "data": identity}
-            folder.save(model, train.class_names, train.category_ids, training)
+            folder.save(model, train.class_names, train.category_ids, training, train.is_thing)
 
     # Step by step
     row = progress.unjudged

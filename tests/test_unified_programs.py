@@ -14,7 +14,7 @@ from small_coco import program_runner
 from training_runs import PROGRAM, rows
 
 from fastinst.config import make_config
-from fastinst.data.formats import load_splits
+from fastinst.data.formats import load_dataset, load_splits
 from fastinst.errors import InputError
 from fastinst.metrics.measures import MEASURES
 from fastinst.training.arguments import parse_arguments, training_views
@@ -73,6 +73,9 @@ def test_train_and_evaluate(root, tmp_path, monkeypatch, capsys, task):
     )
     assert code == 0
     assert ("--task" in out.splitlines()[-1]) == (task != "instance")
+    for checkpoint in ("best.pt", "last.pt"):
+        is_thing = load_model(folder / checkpoint)[1].is_thing
+        assert is_thing == load_dataset(root, "train", task=task).is_thing
     measure = MEASURES[task]
     (row,) = rows(folder)
     assert [name for name in row if name in ("AP", "PQ", "mIoU")] == [measure.chief]

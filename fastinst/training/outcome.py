@@ -43,15 +43,14 @@ def describe_outcome(
         lines.append(f"best {measure.title} {progress.best:.2f}; the last evaluation:")
         lines.append(measure.format(validation.summary))
     val = validation.val
+    task = "" if args.task == "instance" else f" --task {args.task}"
     if val is None:
         last = shlex.quote(str(Path(args.output) / LAST))
-        lines.append(f"next: python predict.py {last} YOUR_IMAGES")
+        lines.append(f"next: python predict.py {last} YOUR_IMAGES{task}")
     else:
         data = ["--data", args.val or args.data]
         if args.images:
             data = ["--data", str(val.source), "--images", str(val.image_folder)]
-        if args.task != "instance":
-            data += ["--task", args.task]
         best = [str(Path(args.output) / BEST), *data]
-        lines.append(f"next: python evaluate.py {shlex.join(best)}")
+        lines.append(f"next: python evaluate.py {shlex.join(best)}{task}")
     return lines

@@ -62,6 +62,11 @@ class Validation:
             in_vain = progress.evaluations_in_vain + 1
             if row[self.measure.chief] > progress.best:
                 progress.best, in_vain = row[self.measure.chief], 0
-                classes = self.train.class_names, self.train.category_ids
-                save_checkpoint(self.folder.path / BEST, self.model, *classes)
+                save_checkpoint(
+                    self.folder.path / BEST,
+                    self.model,
+                    self.train.class_names,
+                    self.train.category_ids,
+                    is_thing=self.train.is_thing,
+                )
         (progress.evaluations_in_vain,) = processes.largest((in_vain,))

@@ -27,18 +27,12 @@ from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import check_output_file, make_output_folder, write_whole
 from fastinst.metrics.cityscapes import check_cityscapesscripts, evaluate_cityscapes
 from fastinst.metrics.coco import CocoEvaluator
-from fastinst.metrics.evaluate import evaluate
-from fastinst.metrics.evaluate_segments import evaluate_segments
+from fastinst.metrics.measures import MEASURES
 from fastinst.metrics.overlap import METRICS
-from fastinst.metrics.panoptic_quality import format_panoptic
 from fastinst.metrics.predictions import read_predictions
 from fastinst.metrics.report import write_report
-from fastinst.metrics.semantic import format_semantic
-from fastinst.metrics.table import format_table
 from fastinst.predictor import Predictor
 from fastinst.training.processes import Processes
-
-FORMATS = {"instance": format_table, "panoptic": format_panoptic, "semantic": format_semantic}
 
 
 def main() -> int:
@@ -70,7 +64,7 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
         print("\n".join(dataset.skipped[:5]), file=sys.stderr)
 
     # The results.
-    written = None
+    measure, written = MEASURES[args.task], None
     if args.cityscapes:
         written = CityscapesResults(args.cityscapes, args.task, dataset.category_ids)
     start = time.perf_counter()
@@ -87,13 +81,10 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
             how = {"device": str(predictor.device), "dtype": str(predictor.dtype).split(".")[-1]}
             start = time.perf_counter()
             how_many = {"max_images": args.max_images, "workers": args.workers}
-            keep = written.add if written else None
             if args.task == "instance":
-                evaluator = evaluate(
-                    predictor, dataset, keep=keep, batch_size=args.batch_size, **how_many, **kept
-                )
-            else:
-                evaluator = evaluate_segments(predictor, dataset, args.task, keep=keep, **how_many)
+                how_many |= {"batch_size": args.batch_size, **kept}
+            keep = written.add if written else None
+            evaluator = measure.evaluate(predictor, dataset, keep=keep, **how_many)
             if written:
                 written.finish()
     except KeyboardInterrupt as stop:
@@ -109,7 +100,7 @@ def evaluate_and_write(args: argparse.Namespace, device: torch.device, processes
     summary = evaluator.summarize()
     speed = summary["images"] / seconds
     print(f"{name} on {dataset.source}")
-    print(FORMATS[args.task](summary))
+    print(measure.format(summary))
     if written:
         records = dataset.images[: args.max_images]
         theirs = evaluate_cityscapes(dataset, args.task, args.cityscapes, records)

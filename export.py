@@ -66,7 +66,8 @@ def main() -> int:
     shape = (args.batch_size, *(args.size or default_size(model.config)))
     if args.dynamic:
         shape = (None, *2 * (least_edge(model.config),))
-    metadata = Metadata(model.config, info.class_names, info.category_ids, shape, args.dtype)
+    classes = info.class_names, info.category_ids
+    metadata = Metadata(model.config, *classes, shape, args.dtype, info.is_thing)
 
     # The program, as bytes.
     start = time.perf_counter()

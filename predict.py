@@ -1,12 +1,16 @@
-"""Find and draw the instances in images and videos.
+"""Find and draw what is in images and videos: instances, or panoptic or semantic segmentation.
 
     python predict.py fastinst-d3-r50-640 street.jpg "my photos" clip.mp4 --output found
     python predict.py runs/nuclei/best.pt nuclei/val --output found --ground-truth val.json
+    python predict.py runs/city/best.pt street.jpg --output found --task panoptic
 
 Writes one picture per image, one MP4 per video, and predictions.json. That file has COCO's form:
 "images", "categories" and, as "annotations", COCO results (image_id, category_id, RLE
-segmentation, bbox, score), so that it also opens as a data set. The frames of a video are images
-with "video_id" and "frame_id". Under torchrun the processes share the inputs, each on its own GPU.
+segmentation, bbox, score), so that it also opens as a data set. So it does with --task panoptic,
+in COCO's panoptic format: each annotation names a PNG of segment ids in the folder predictions, and
+lists the segments. With --task semantic the pixels of these PNGs are category ids. The frames of a
+video are images with "video_id" and "frame_id". Under torchrun the processes share the inputs,
+each on its own GPU.
 """
 
 import argparse
@@ -20,21 +24,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from tqdm import tqdm
 
-from fastinst.data.dataset import Dataset, ImageRecord
+from fastinst.data.dataset import TASKS, ImageRecord
 from fastinst.data.formats import load_dataset
 from fastinst.data.images import find_files, read_image
 from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import make_output_folder, write_whole
 from fastinst.picture_pipeline import run_pipeline
+from fastinst.prediction.classes import Classes
+from fastinst.prediction.instance_files import InstanceFiles
+from fastinst.prediction.segment_files import PanopticFiles, SemanticFiles
 from fastinst.predictor import Predictor
-from fastinst.results import Instances
+from fastinst.read_outs import Found
 from fastinst.training.interrupts import Interrupts
 from fastinst.training.processes import Processes
 from fastinst.video import VIDEO_SUFFIXES, Video, VideoWriter
-from fastinst.visualize import ground_truth_instances, overlay, save_jpeg, side_by_side
+from fastinst.visualize import save_jpeg, side_by_side
+
+FILES = {"instance": InstanceFiles, "panoptic": PanopticFiles, "semantic": SemanticFiles}
 
 
 def main() -> int:
@@ -52,8 +60,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("weights", help="a checkpoint, an exported file or a released model's name")
     parser.add_argument("inputs", nargs="+", type=Path, help="images, folders of images, videos")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to keep [0.5]")
-    parser.add_argument("--max-instances", type=int, default=100, help="per image [100]")
+    parser.add_argument(
+        "--task", choices=TASKS, default="instance", help="what the model was trained for"
+    )
+    lowest = "lowest score to keep [0.5; with --task panoptic 0.8]"
+    parser.add_argument("--threshold", type=float, help=lowest)
+    parser.add_argument("--max-instances", type=int, help="per image [100]")
     parser.add_argument("--batch-size", type=int, default=1, help="images at once [1]")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps [a GPU where there is one]")
     parser.add_argument(
@@ -61,9 +73,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--ground-truth", help="a data set to draw beside the predictions")
     parser.add_argument("--images", help="the folder of its images, if --ground-truth is a JSON")
-    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json alone")
+    parser.add_argument("--no-pictures", action="store_true", help="write the results alone")
     args = parser.parse_args()
-    if not 0 <= args.threshold <= 1:
+    if args.task == "semantic" and args.threshold is not None:
+        parser.error("--threshold leaves out instances and segments; --task semantic has none")
+    if args.task != "instance" and args.max_instances is not None:
+        parser.error("--max-instances is for --task instance")
+    if args.threshold is None and args.task == "instance":
+        args.threshold = 0.5
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error("--threshold must be from 0 to 1")
     if args.images and not args.ground_truth:
         parser.error("--images is the folder of the images of --ground-truth; name that too")
@@ -74,30 +92,33 @@ def predict(args: argparse.Namespace, processes: Processes) -> int:
     # What to read and where to write.
     paths = find_files(args.inputs)
     output = make_output_folder(args.output)
-    inside = [path for path in paths if path.resolve().parent == output.resolve()]
+    results = output / "predictions"  # the PNGs', named after predictions.json as COCO's are
+    taken = (output.resolve(), results.resolve())
+    inside = [path for path in paths if path.resolve().parent in taken]
     if inside:
         raise InputError(f"{inside[0]} lies in the output folder; choose another --output")
     truth, records = None, {}
     if args.ground_truth:
-        truth = load_dataset(args.ground_truth, "val", args.images)
+        truth = load_dataset(args.ground_truth, "val", args.images, args.task)
         records = {record.path.resolve(): record for record in truth.images}
 
     # The model and its classes.
-    predictor = Predictor(args.weights, args.device, args.dtype, args.max_instances, args.threshold)
-    class_names, category_ids = classes(predictor, truth)
+    most = 100 if args.max_instances is None else args.max_instances
+    options = (args.device, args.dtype, most, args.threshold)
+    predictor = Predictor(args.weights, *options, task=args.task)
+    files = FILES[args.task](results, Classes.of(predictor, truth), truth)
 
     # What becomes of an item behind the network, in threads.
-    def finish(item: Item, found: Instances | InputError) -> Item:
+    def finish(item: Item, found: Found | InputError) -> Item:
         if isinstance(found, InputError):
             item.error = str(found)
             return item
-        item.annotations = [as_annotation(result) for result in found.to_coco(0, category_ids)]
+        item.annotations, item.count = files.write(item.name, found)
         if not args.no_pictures:
             in_video = item.frame is not None
-            picture = overlay(item.pixels, found, class_names, colour_classes=in_video)
+            picture = files.draw(item.pixels, found, in_video)
             if item.record:
-                objects = ground_truth_instances(item.record)
-                drawn = overlay(item.pixels, objects, truth.class_names, show_scores=False)
+                drawn = files.draw_truth(item.pixels, item.record)
                 picture = side_by_side(drawn, picture, ("ground truth", "prediction"))
             if in_video:
                 item.pixels = picture
@@ -124,10 +145,10 @@ def predict(args: argparse.Namespace, processes: Processes) -> int:
             done.append(item)
             bar.update()
             if not item.error:
-                tqdm.write(f"{item.path}: {len(item.annotations)} instances")
+                tqdm.write(f"{item.path}: {item.count} {files.noun}")
     for item in items:
         if item.path.suffix.lower() in VIDEO_SUFFIXES and not interrupts.received:
-            done += predict_video(item, output, run_items, not args.no_pictures)
+            done += predict_video(item, output, run_items, files.noun, not args.no_pictures)
     seconds = time.perf_counter() - started
 
     # The file and the summary, by the first process.
@@ -135,12 +156,12 @@ def predict(args: argparse.Namespace, processes: Processes) -> int:
     stopped = any(processes.joined([interrupts.received]))
     if not processes.leads:
         return 130 if stopped else 0
-    content = {"model": predictor.name, "threshold": args.threshold}
-    content |= predictions(done, class_names, category_ids)
+    content = {"model": predictor.name, "threshold": predictor.threshold}
+    content |= predictions(done, files.categories)
     with write_whole(output / "predictions.json") as file:
         file.write(json.dumps(content, allow_nan=False).encode())
-    images = len(content["images"])
-    print(f"{len(content['annotations'])} instances in {images} images, written to {output}")
+    images, count = len(content["images"]), sum(item.count for item in done)
+    print(f"{count} {files.noun} in {images} images, written to {output}")
     print(f"{images / seconds:.1f} images/s in {seconds:.1f} s, reading and drawing included")
     if truth:
         drawn = sum(item.record is not None and not item.error for item in done)
@@ -163,8 +184,9 @@ class Item:
     frame: its number, from 0, in a video
     pixels: uint8 [H, W, 3], as read, and for a frame then as drawn
     size: (height, width) of it
-    annotations: of `as_annotation`
-    error: why there are none
+    annotations: what predictions.json says of it
+    count: of what was found
+    error: why there is nothing
     """
 
     place: int
@@ -175,7 +197,14 @@ class Item:
     pixels: np.ndarray | None = None
     size: tuple[int, int] | None = None
     annotations: list[dict] = field(default_factory=list)
+    count: int = 0
     error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its results; those of a video's frames are in a folder."""
+        name = self.picture.removesuffix(".jpg")
+        return name if self.frame is None else f"{name}/{self.frame:06}"
 
     def __call__(self) -> np.ndarray:
         """Its pixels, read where they are not there."""
@@ -186,7 +215,9 @@ class Item:
         return self.pixels
 
 
-def predict_video(item: Item, output: Path, run_items: Callable, draw: bool) -> list[Item]:
+def predict_video(
+    item: Item, output: Path, run_items: Callable, noun: str, draw: bool
+) -> list[Item]:
     """The frames of a video with their results, and if it cannot be read to its end, why."""
     try:
         video = Video.open(item.path)
@@ -205,7 +236,7 @@ def predict_video(item: Item, output: Path, run_items: Callable, draw: bool) -> 
                 writer.write(frame.pixels)
             frame.pixels = None
             done.append(frame)
-    print(f"{item.path}: {sum(len(f.annotations) for f in done)} instances in {len(done)} frames")
+    print(f"{item.path}: {sum(frame.count for frame in done)} {noun} in {len(done)} frames")
     if video.damage:
         done.append(replace(item, frame=len(done), error=video.damage))
     return done
@@ -225,31 +256,8 @@ def output_names(paths: list[Path]) -> Iterator[str]:
         yield name
 
 
-def classes(predictor: Predictor, truth: Dataset | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Class names and category ids by label.
-
-    The model's, or for one that has none the ground truth's if it has as many, else numbers.
-    """
-    count = predictor.config.num_classes
-    if predictor.class_names is not None:
-        return predictor.class_names, predictor.category_ids or tuple(range(1, count + 1))
-    if truth and len(truth.class_names) == count:
-        return truth.class_names, truth.category_ids
-    numbers = tuple(range(1, count + 1))
-    return tuple(f"class {number}" for number in numbers), numbers
-
-
-def as_annotation(result: dict) -> dict:
-    """A COCO result with what makes it an annotation too, but for its id."""
-    area = rle.area(result["segmentation"])
-    box = rle.toBbox(result["segmentation"])
-    return {**result, "bbox": box.tolist(), "area": int(area), "iscrowd": 0}
-
-
-def predictions(
-    done: list[Item], class_names: tuple[str, ...], category_ids: tuple[int, ...]
-) -> dict:
-    """What predictions.json says of images, videos, classes and instances."""
+def predictions(done: list[Item], categories: list[dict]) -> dict:
+    """What predictions.json says of images, videos, categories and what was found."""
     images, annotations, videos = [], [], {}
     for item in done:
         if item.error:
@@ -265,9 +273,6 @@ def predictions(
         images.append(image)
         for annotation in item.annotations:
             annotations.append({"id": len(annotations) + 1, **annotation, "image_id": image_id})
-    categories = [
-        {"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)
-    ]
     content = {"images": images, "categories": categories, "annotations": annotations}
     return content | ({"videos": list(videos.values())} if videos else {})
 

@@ -6,8 +6,8 @@
     python train.py --resume runs/fastinst-d3-r50-640
 
 DATA is a folder or a file with COCO JSON in any layout, YOLO segmentation labels, or Cityscapes.
-Everything goes to one folder: last.pt and previous.pt to resume from, best.pt by mask AP, log.csv,
-curves.png, and samples.jpg, which shows what the model is given to learn.
+Everything goes to one folder: last.pt and previous.pt to resume from, best.pt by mask AP, PQ
+or mIoU, log.csv, curves.png, and samples.jpg, which shows what the model is given to learn.
 
 Leaves with exit code 0 when the training is done, 130 when it was stopped and can be resumed, 1
 when --sanity fails, 2 on an error.
@@ -34,6 +34,7 @@ from fastinst.errors import InputError, run
 from fastinst.examination.contact_sheet import contact_sheet
 from fastinst.examination.report import MOST_IMAGES, examine
 from fastinst.files import make_output_folder
+from fastinst.metrics.measures import MEASURES
 from fastinst.model import FastInst
 from fastinst.records import peak_memory
 from fastinst.training.arguments import (
@@ -56,7 +57,7 @@ from fastinst.training.progress_bar import progress_bar, show_step
 from fastinst.training.run_folder import RunFolder, resolve_resume
 from fastinst.training.sanity import sanity_check
 from fastinst.training.schedule import Schedule
-from fastinst.training.state import TrainingState
+from fastinst.training.state import Progress, TrainingState
 from fastinst.training.sync_batch_norm import synchronise_batch_norms
 from fastinst.training.validation import Validation
 from fastinst.visualize import save_jpeg
@@ -100,6 +101,7 @@ def fit(
 
     # Data and model; what is wrong with them is said before the first step
     train, val, without_val = load_splits(args.data, args.val, args.images, args.task)
+    measure = MEASURES[args.task]
     model = load_model(resumed.path)[0] if resumed else new_model(args, train, say)
     model.to(device, memory_format=torch.channels_last).train()
     amp = autocast_dtype(args.amp, device)
@@ -125,7 +127,7 @@ def fit(
     if val is None:
         idle = " and ".join(f"--{name}" for name in ("ema", "patience") if getattr(args, name))
         more = f" and {idle} will change nothing" if idle else ""
-        say(f"no validation set, so there will be no AP{more}; pass --val. Why: {without_val}")
+        say(f"no validation set, so no {measure.chief}{more}; pass --val. Why: {without_val}")
 
     # The plan
     images = TrainingImages(train, augmentation, args.seed)
@@ -155,13 +157,11 @@ def fit(
     groups = parameter_groups(model, schedule.lr, schedule.lr * backbone_lr, args.weight_decay)
     optimizer = torch.optim.AdamW(groups, fused=True)
     gradients = BatchGradients(model, processes, args.accumulate, amp)
-    state = TrainingState(optimizer, gradients.scaler, ema)
+    state = TrainingState(Progress(measure.chief), optimizer, gradients.scaler, ema)
     identity = fingerprint(train) if processes.leads else None
     if resumed:
-        if resumed.note:
-            say(f"warning: {resumed.note}")
-        state.resume(resumed, train.source, identity, schedule.steps)
-        say(f"resuming {resumed.path} after step {state.progress.step}")
+        for line in state.resume(resumed, train.source, identity, schedule.steps):
+            say(line)
     progress = state.progress
     processes.check_same_step(progress.step, args.output)
     folder = RunFolder(make_output_folder(args.output))
@@ -177,13 +177,13 @@ def fit(
     def save() -> None:
         if processes.leads:
             training = state.state_dict() | {"arguments": saved_arguments(args), "data": identity}
-            folder.save(model, train.class_names, train.category_ids, training)
+            folder.save(model, train.class_names, train.category_ids, training, train.is_thing)
 
     # Step by step
     row = progress.unjudged
-    log = Log(folder.path, progress.step - bool(row), say) if processes.leads else None
+    log = Log(folder.path, progress.step - bool(row), say, measure) if processes.leads else None
     interrupts = Interrupts(args.time_limit, STARTED, quiet=not processes.leads)
-    validation = Validation(ema.model if ema else model, train, val, folder, args.workers)
+    validation = Validation(ema.model if ema else model, measure, train, val, folder, args.workers)
 
     if row:
         validation.judge(progress, row, log, processes)

@@ -1,4 +1,4 @@
-"""Pictures of training runs, out of their log.csv: losses, mask AP and learning rate.
+"""Pictures of training runs, out of their log.csv: losses, validation and learning rate.
 
     python -m fastinst.curves runs/demo
     python -m fastinst.curves runs/* --output comparison.png
@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from fastinst.errors import InputError, run
 from fastinst.files import write_whole
+from fastinst.metrics.measures import MEASURES
 from fastinst.plot import COLOURS, INK, Line, Panel, draw_panels, widened
 from fastinst.training.log import LOSS_KINDS, read_log
 
@@ -25,7 +26,7 @@ Columns = dict[str, np.ndarray]
 
 
 def draw_curves(csv_path: Path | str, png_path: Path | str) -> None:
-    """One run: the loss and its parts, AP and AP50 (if there are any) and the learning rate.
+    """One run: the loss and its parts, what validation has measured (if anything), learning rate.
 
     Raises InputError if the log cannot be read or has no rows, or the picture cannot be written.
     """
@@ -34,27 +35,34 @@ def draw_curves(csv_path: Path | str, png_path: Path | str) -> None:
     loss = _loss_lines(steps, log["loss"], INK, "total")
     for kind, colour in zip(LOSS_KINDS, COLOURS, strict=False):
         loss.append(Line(*_smoothed(steps, log[kind]), colour, kind.removeprefix("loss_")))
-    scores = [_score_line(log, kind, COLOURS[i], kind) for i, kind in enumerate(("AP", "AP50"))]
+    scores = {
+        measure.title: [
+            _score_line(log, number, COLOURS[i], number) for i, number in enumerate(measure.numbers)
+        ]
+        for measure in MEASURES.values()
+    }
     rate = Line(steps, log["lr"], INK, f"highest {log['lr'].max():.3g}")
-    panels = [_loss_panel(loss, 400), *_score_panel(scores), _lr_panel([rate])]
+    panels = [_loss_panel(loss, 400), *_score_panels(scores), _lr_panel([rate])]
     epoch = f" (an epoch is {steps[-1] / log['epoch'][-1]:,.0f})" if log["epoch"][-1] > 0 else ""
     _write(png_path, panels, Path(csv_path).resolve().parent.name, f"step{epoch}")
 
 
 def compare_curves(csv_paths: Sequence[Path | str], png_path: Path | str) -> None:
-    """Several runs, each of one colour: total loss, AP and learning rate.
+    """Several runs, each of one colour: total loss, the number that judged it, learning rate.
 
     Raises InputError as `draw_curves`.
     """
-    losses, outlines, scores, rates = [], [], [], []
+    losses, outlines, rates = [], [], []
+    scores = {measure.title: [] for measure in MEASURES.values()}
     for i, (path, name) in enumerate(zip(csv_paths, _names(csv_paths), strict=True)):
         log, colour = _read(path), COLOURS[i % len(COLOURS)]
         *outline, loss = _loss_lines(log["step"], log["loss"], colour, name)
         outlines += outline
         losses.append(loss)
-        scores.append(_score_line(log, "AP", colour, name))
+        for measure in MEASURES.values():
+            scores[measure.title].append(_score_line(log, measure.chief, colour, name))
         rates.append(Line(log["step"], log["lr"], colour))
-    panels = [_loss_panel([*outlines, *losses], 320), *_score_panel(scores), _lr_panel(rates)]
+    panels = [_loss_panel([*outlines, *losses], 320), *_score_panels(scores), _lr_panel(rates)]
     _write(png_path, panels, f"{len(losses)} runs", "step")
 
 
@@ -63,7 +71,8 @@ def _read(path: Path | str) -> Columns:
     rows = read_log(path)
     if not rows:
         raise InputError(f"{path} has no rows yet: the run has not made a step")
-    names = ("step", "epoch", "lr", "loss", *LOSS_KINDS, "AP", "AP50")
+    measured = (number for measure in MEASURES.values() for number in measure.numbers)
+    names = ("step", "epoch", "lr", "loss", *LOSS_KINDS, *measured)
     return {name: np.array([row.get(name, math.nan) for row in rows], float) for name in names}
 
 
@@ -93,12 +102,15 @@ def _score_line(log: Columns, kind: str, colour: str, label: str) -> Line:
     return Line(steps, scores, colour, label, dots=len(scores) <= 40)
 
 
-def _score_panel(lines: list[Line]) -> list[Panel]:
-    """None where nothing was measured."""
-    lines = [line for line in lines if len(line.x)]
-    highest = max((line.y.max() for line in lines), default=0)
-    limits = np.array([-0.03, 1.08]) * max(highest, 1)  # room for the dots of an AP of 0
-    return [Panel("mask AP", lines, tuple(limits), height=240)] if lines else []
+def _score_panels(scores: dict[str, list[Line]]) -> list[Panel]:
+    """By title; none where nothing was measured."""
+    panels = []
+    for title, lines in scores.items():
+        if lines := [line for line in lines if len(line.x)]:
+            highest = max(line.y.max() for line in lines)
+            limits = np.array([-0.03, 1.08]) * max(highest, 1)  # room for the dots of an AP of 0
+            panels.append(Panel(title, lines, tuple(limits), height=240))
+    return panels
 
 
 def _lr_panel(lines: list[Line]) -> Panel:

@@ -34,7 +34,8 @@ def load_network(
 
             # It knows where what runs it can; what has been asked for it has, or raised.
             model, device = load_artefact(model, device), None
-            info = CheckpointInfo(model.config.name, model.class_names, model.category_ids)
+            classes = model.class_names, model.category_ids, model.is_thing
+            info = CheckpointInfo(model.config.name, *classes)
         else:
             model, info = load_model(model)
             device = device or "auto"

@@ -30,24 +30,27 @@ class Labels:
 
     def __init__(self, image_size: tuple[int, int], size: int):
         self.size = size
-        self._added: list[tuple[Image.Image, Box, np.ndarray]] = []
+        self._added: list[tuple[Image.Image, Box, np.ndarray, bool]] = []
         self._taken = np.zeros(image_size, dtype=bool)  # by labels
         self._small = np.zeros(image_size, dtype=bool)  # instances with no room for a label
 
-    def add(self, text: str, colour: Colour, box: Box, mask: np.ndarray) -> None:
-        """box: of the instance, in the picture; mask: bool or 0 and 1, the part in the box"""
+    def add(
+        self, text: str, colour: Colour, box: Box, mask: np.ndarray, beside: bool = True
+    ) -> None:
+        """box: of the instance, in the picture; mask: bool or 0 and 1, the part in the box; beside:
+        False leaves the label out where most of it would not lie on the mask"""
         label = draw_label(text, colour, self.size)
-        self._added.append((label, box, mask))
+        self._added.append((label, box, mask, beside))
         if not _has_room(box, label.size):
             left, top, right, bottom = box
             self._small[top:bottom, left:right] |= mask.view(bool)
 
     def placed(self) -> Iterator[tuple[Image.Image, Box]]:
         """The labels that have a place, each an RGBA picture, and where."""
-        for label, box, mask in self._added:
+        for label, box, mask, beside in self._added:
             for left, top in _places(mask, box, label.size, self._taken.shape):
                 place = (left, top, left + label.width, top + label.height)
-                if self._is_free(place):
+                if self._is_free(place) and (beside or _share(mask, box, place) > 0.5):
                     self._taken[place[1] : place[3], left : place[2]] = True
                     yield label, place
                     break
@@ -81,6 +84,14 @@ def draw_label(text: str, colour: Colour, size: int) -> Image.Image:
 def _has_room(box: Box, size: tuple[int, int]) -> bool:
     """Whether enough of an instance is seen beside a label of (width, height) that lies on it."""
     return box[2] - box[0] >= size[0] and box[3] - box[1] >= 2 * size[1]
+
+
+def _share(mask: np.ndarray, box: Box, place: Box) -> float:
+    """How much of a place lies on the mask in a box."""
+    x, y = box[:2]
+    left, top, right, bottom = place
+    on = mask[max(top - y, 0) : max(bottom - y, 0), max(left - x, 0) : max(right - x, 0)]
+    return np.count_nonzero(on) / ((right - left) * (bottom - top))
 
 
 def _places(

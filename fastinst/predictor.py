@@ -1,4 +1,4 @@
-"""From images to instances: the one path that all programs take."""
+"""From images to what is in them: the one path that all programs take."""
 
 import os
 from collections import deque
@@ -16,13 +16,13 @@ from fastinst.errors import InputError
 from fastinst.memory import LargestBatch, is_out_of_memory
 from fastinst.networks import load_network
 from fastinst.preprocess import preprocess
-from fastinst.results import Instances, postprocess
+from fastinst.read_outs import THRESHOLDS, Found, make_read_out
 from fastinst.streaming import batches, in_order, read_ahead
 from fastinst.targets import padded_size
 from fastinst.transfers import Transfers, Upload
 
 # Waits for what has been begun, and returns the results with their places.
-End = Callable[[], list[tuple[int, Instances | InputError]]]
+End = Callable[[], list[tuple[int, Found | InputError]]]
 # Decoding and resizing leave Python's lock, so that they run beside the network.
 READERS = 4
 # Batches are picked from this many times as many images, to find some that are padded alike.
@@ -30,10 +30,11 @@ WINDOW = 4
 
 
 class Predictor:
-    """Finds instances in images, by what is fastest on a device.
+    """Finds instances in images, by what is fastest on a device; or divides them into segments.
 
         predictor = Predictor("runs/nuclei/best.pt")
         found = predictor("photo.jpg")
+        Predictor("runs/city/best.pt", task="panoptic")("street.jpg").segments
 
     Images are resized as the model's configuration says and padded only as far as each of them
     alone would be: a batch joins images that are padded to one size, so that batches change
@@ -53,15 +54,20 @@ class Predictor:
         dtype: "float32", "float16" or "bfloat16"; by default the fastest that the device
             multiplies in, see `choose_dtype`
         max_instances: of each image at most
-        threshold: instances with lower scores are left out
+        threshold: instances with lower scores are left out, by default none; for the panoptic
+            task segments with lower or equal scores, by default 0.8; not for the semantic one
+        task: "instance", whose results are `Instances`, or what the model was trained for:
+            "panoptic" and "semantic" give a `SegmentMap` in their place, with a segment for each
+            object and each class of stuff, or for each class
         engine: False runs the model without any preparation, by default in its own dtype and on
             its own device
 
-    Attributes: config, name, class_names and category_ids (by label; None if unknown), device,
-    dtype, network.
+    Attributes: config, name, class_names and category_ids (by label; None if unknown), is_thing
+    (by label; None if all are things), task, threshold, device, dtype, network.
 
     Raises:
-        InputError: a model, device or dtype that cannot be had, or a number out of range.
+        InputError: a model, device or dtype that cannot be had, a number out of range, or an
+            unknown task.
     """
 
     def __init__(
@@ -70,19 +76,22 @@ class Predictor:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         max_instances: int = 100,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         *,
+        task: str = "instance",
         engine: bool = True,
     ):
         if max_instances < 1:
             raise InputError(f"max_instances must be at least 1, got {max_instances}")
-        if not 0 <= threshold <= 1:
+        if threshold is not None and not 0 <= threshold <= 1:
             raise InputError(f"threshold must be from 0 to 1, got {threshold}")
-        self.max_instances, self.threshold = max_instances, threshold
         self.network, info = load_network(model, device, dtype, engine)
         self.config = self.network.config
         self.device, self.dtype = self.network.device, self.network.dtype
-        self.name, self.class_names, self.category_ids = info
+        self.name, self.class_names, self.category_ids, self.is_thing = info
+        self.task, self.max_instances = task, max_instances
+        self._read_out = make_read_out(task, self.class_names, self.is_thing, max_instances)
+        self.threshold = THRESHOLDS[task] if threshold is None else threshold
         self._input_size = getattr(self.network, "input_size", None)
         self._transfers = Transfers(self.device)
         self._memory = LargestBatch(str(self.device))
@@ -90,8 +99,8 @@ class Predictor:
 
     def __call__(
         self, images: AnyImage | Iterable[AnyImage], batch_size: int | None = None
-    ) -> Instances | list[Instances]:
-        """The instances of one image, or a list of those of each of several; on the host.
+    ) -> Found | list[Found]:
+        """What is found in one image, or a list of that for each of several; on the host.
 
         Args:
             images: one or several, of any sizes, each as `rgb_pixels` takes it: a path, a PIL
@@ -117,8 +126,8 @@ class Predictor:
         batch_size: int = 1,
         yield_errors: bool = False,
         readers: int = READERS,
-    ) -> Iterator[Instances | InputError]:
-        """The instances of each image as soon as they are found, in the order of the images.
+    ) -> Iterator[Found | InputError]:
+        """What is found in each image as soon as it is, in the order of the images.
 
         The next images are read and resized in threads meanwhile; a GPU's transfers overlap its
         computing, and its results come when the next batch is under way. If `images` is a
@@ -157,9 +166,9 @@ class Predictor:
     @torch.inference_mode()
     def infer(
         self, resized: list[Tensor], sizes: list[tuple[int, int]], threshold: float = 0.0
-    ) -> list[Instances]:
-        """The instances of images that are resized already, on the device; without a threshold
-        nothing waits for a GPU.
+    ) -> list[Found]:
+        """What is found in images that are resized already, on the device; of instances without a
+        threshold nothing waits for a GPU.
 
         Args:
             resized: of `resize`, on the host or the device
@@ -169,25 +178,18 @@ class Predictor:
             InputError: an image that needs more memory than there is.
         """
         by_padding = batches(range(len(resized)), lambda i: _padded(resized[i]), len(resized))
-        results: dict[int, Instances] = {}
+        results: dict[int, Found] = {}
         for places in by_padding:
             images = [(resized[i], sizes[i], threshold) for i in places]
             results.update(zip(places, self._memory.compute(self._compute, images), strict=True))
         return [results[i] for i in range(len(resized))]
 
-    def _compute(self, images: list[tuple[Tensor, tuple[int, int], float]]) -> list[Instances]:
+    def _compute(self, images: list[tuple[Tensor, tuple[int, int], float]]) -> list[Found]:
         """Of (resized, size, threshold) each, all padded to one size and with one threshold."""
         resized, sizes, (threshold, *_) = map(list, zip(*images, strict=True))
         try:
             batch, image_sizes = preprocess(resized, self.config, self.device, self.dtype)
-            return postprocess(
-                self.network(batch),
-                image_sizes,
-                sizes,
-                self.max_instances,
-                threshold,
-                self.class_names,
-            )
+            return self._read_out(self.network(batch), image_sizes, sizes, threshold)
         except (RuntimeError, MemoryError) as error:
             if len(images) > 1 or not is_out_of_memory(error):
                 raise
@@ -245,15 +247,16 @@ class Predictor:
     def _begin(self, images: "list[_Image]") -> End:
         """Of images padded alike. Raises InputError if one needs more memory than there is."""
         # A GPU reads out all masks sooner than the host would learn how many are wanted.
-        threshold = 0.0 if self._asynchronous else self.threshold
+        late = self._asynchronous and self.task == "instance" and self.threshold > 0
+        threshold = 0.0 if late else self.threshold
         found = self.infer(
             [image.upload.wait() for image in images], [image.size for image in images], threshold
         )
-        downloads = [self._transfers.download(instances) for instances in found]
+        downloads = [self._transfers.download(of_image) for of_image in found]
 
-        def end() -> list[tuple[int, Instances]]:
+        def end() -> list[tuple[int, Found]]:
             arrived = (download.wait() for download in downloads)
-            if self._asynchronous and self.threshold > 0:
+            if late:
                 arrived = (here[here.scores >= self.threshold] for here in arrived)
             return [(image.place, here) for image, here in zip(images, arrived, strict=True)]
 

@@ -10,6 +10,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from fastinst import ops
+from fastinst.data.dataset import names_of
 from fastinst.ops.read_out_masks import mask_boxes
 from fastinst.outlines import trace_outlines
 
@@ -78,9 +79,13 @@ class Instances:
         return f"<{len(self)} Instances in {width} x {height} pixels: {', '.join(found)}>"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Instances":
-        tensors = (self.scores, self.labels, self.boxes, self.packed)
-        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors)
         return Instances(*moved, self.size, self.class_names)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that lies on a device."""
+        return self.scores, self.labels, self.boxes, self.packed
 
     @property
     def masks(self) -> Tensor:
@@ -90,9 +95,7 @@ class Instances:
     @property
     def names(self) -> list[str]:
         """Of the class of each; "class 1" is label 0 where class names are unknown."""
-        if self.class_names is None:
-            return [f"class {label + 1}" for label in self.labels.tolist()]
-        return [self.class_names[label] for label in self.labels.tolist()]
+        return names_of(self.labels.tolist(), self.class_names)
 
     def rle(self) -> list[dict]:
         """COCO's run-length encoding of each mask: {"size": [H, W], "counts": bytes}.

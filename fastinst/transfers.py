@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastinst.results import Instances
+from fastinst.read_outs import Found
 
 
 class Upload(NamedTuple):
@@ -25,15 +25,15 @@ class Upload(NamedTuple):
 
 
 class Download(NamedTuple):
-    """Instances on their way to the host."""
+    """What was found in an image, on its way to the host."""
 
-    instances: Instances
+    found: Found
     arrived: "torch.cuda.Event | None"
 
-    def wait(self) -> Instances:
+    def wait(self) -> Found:
         if self.arrived is not None:
             self.arrived.synchronize()
-        return self.instances
+        return self.found
 
 
 class Transfers:
@@ -55,13 +55,13 @@ class Transfers:
             moved = tensor.pin_memory().to(self.device, non_blocking=True)
             return Upload(moved, self._up.record_event())
 
-    def download(self, instances: Instances) -> Download:
+    def download(self, found: Found) -> Download:
         """Of what the current stream has made, or will have."""
         if self._down is None:
-            return Download(instances.to("cpu"), None)
+            return Download(found.to("cpu"), None)
         self._down.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._down):
-            moved = instances.to("cpu", non_blocking=True)
-            for tensor in (instances.scores, instances.labels, instances.boxes, instances.packed):
+            moved = found.to("cpu", non_blocking=True)
+            for tensor in found.tensors:
                 tensor.record_stream(self._down)
             return Download(moved, self._down.record_event())

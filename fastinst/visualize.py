@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from fastinst.contours import Pen
 from fastinst.data.dataset import ImageRecord
 from fastinst.files import write_whole
 from fastinst.ops import pack_bits, unpack_bits
@@ -45,7 +46,8 @@ def overlay(
     """
     instances = instances.to("cpu")
     height, width = image.shape[:2]
-    unit = max(1.0, math.sqrt(height * width) / 600)  # the width of a contour grows with the image
+    unit = line_unit(height, width)
+    pen = Pen(unit)
     picture = Image.fromarray(image)
     boxes = [tuple(box) for box in instances.boxes.round().long().tolist()]
     kinds = instances.labels.tolist()
@@ -55,7 +57,7 @@ def overlay(
     areas = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
     for i in sorted(range(len(areas)), key=areas.__getitem__, reverse=True):
         if areas[i] > 0:
-            _paint(picture, instances, i, boxes[i], colours[i], opacity, unit)
+            _paint(picture, instances, i, boxes[i], colours[i], opacity, pen)
 
     labels = Labels((height, width), size=max(10, round(11 * unit)))
     for i, (score, kind) in enumerate(zip(instances.scores.tolist(), kinds, strict=True)):
@@ -66,6 +68,11 @@ def overlay(
     for label, place in labels.placed():
         picture.paste(label, place[:2], label)
     return np.array(picture)
+
+
+def line_unit(height: int, width: int) -> float:
+    """How wide a contour is in an image: it grows with it."""
+    return max(1.0, math.sqrt(height * width) / 600)
 
 
 def colour(index: int) -> tuple[int, int, int]:
@@ -93,41 +100,14 @@ def _paint(
     box: Box,
     colour: tuple[int, int, int],
     opacity: float,
-    unit: float,
+    pen: Pen,
 ) -> None:
     """Blend one mask and its contour into the picture."""
-    pen = 2 * round(unit) + 1
-    blur = min(7, 2 * round(1.2 * unit) + 1)  # 7, for the weights of larger ones exceed a byte
-    reach = pen // 2 + blur // 2
-    left, top = max(0, box[0] - reach), max(0, box[1] - reach)
-    right, bottom = min(picture.width, box[2] + reach), min(picture.height, box[3] + reach)
+    left, top = max(0, box[0] - pen.reach), max(0, box[1] - pen.reach)
+    right, bottom = min(picture.width, box[2] + pen.reach), min(picture.height, box[3] + pen.reach)
     inside = _mask_window(instances, i, (left, top, right, bottom))
-
-    # The contour is what lies between the mask grown and the mask shrunk; this also holds for
-    # masks of a single pixel, which have nothing but a contour. The blur makes it smooth. The
-    # image's border is no contour: there the mask goes on.
-    padded = np.pad(inside, reach, "edge")
-    band = _slide(padded, pen, np.maximum) - _slide(padded, pen, np.minimum)
-    whole = 4 ** math.ceil(math.log2(blur))
-    contour = _slide(band * np.uint8(255 // whole), blur, np.add)
-    weight = np.maximum(contour, inside * np.uint8(255 * opacity))
+    weight = np.maximum(pen.borders(inside), inside * np.uint8(255 * opacity))
     picture.paste(colour, (left, top), Image.fromarray(weight))
-
-
-def _slide(values: np.ndarray, size: int, combine: np.ufunc) -> np.ndarray:
-    """What each window of size x size combines to: [H, W] to [H - size + 1, W - size + 1].
-
-    Windows are doubled until they have that size, the last time with an overlap. It changes no
-    maximum or minimum, and lets a sum of weights 2 ** (2 * ceil(log2(size))) in all favour the
-    middle, as a blur should.
-    """
-    covered = 1
-    while covered < size:
-        step = min(covered, size - covered)
-        values = combine(values[:, :-step], values[:, step:])
-        values = combine(values[:-step], values[step:])
-        covered += step
-    return values
 
 
 def ground_truth_instances(record: ImageRecord) -> Instances:

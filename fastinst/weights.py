@@ -31,11 +31,16 @@ _OFFSETS = ("conv2.offset.weight", "conv2.offset.bias")
 
 
 class CheckpointInfo(NamedTuple):
-    """What a model's weights are of; `class_names` and `category_ids` are None if unknown."""
+    """What a model's weights are of.
+
+    class_names, category_ids: by label; None if unknown
+    is_thing: by label, as `Dataset` has it; None if all are, or unknown
+    """
 
     name: str
     class_names: tuple[str, ...] | None
     category_ids: tuple[int, ...] | None
+    is_thing: tuple[bool, ...] | None = None
 
 
 class _Weights(NamedTuple):
@@ -59,6 +64,7 @@ def save_checkpoint(
     category_ids: Sequence[int] | None,
     training: dict[str, Any] | None = None,
     former: Path | str | None = None,
+    is_thing: Sequence[bool] | None = None,
 ) -> None:
     """Writes the model, its configuration and its classes to one file, whole or not at all.
 
@@ -67,6 +73,7 @@ def save_checkpoint(
         training: what resuming needs: tensors, numbers, strings, and dicts, lists and tuples of
             them; `read_checkpoint` refuses any other object
         former: where the file that `path` names until then is kept, as in `write_whole`
+        is_thing: by label, whether a class is of objects; None if all are
 
     Raises:
         InputError: the file cannot be written.
@@ -77,6 +84,7 @@ def save_checkpoint(
         "config": dataclasses.asdict(model.config),
         "class_names": None if class_names is None else list(class_names),
         "category_ids": None if category_ids is None else list(category_ids),
+        "is_thing": None if is_thing is None else list(is_thing),
     }
     if training is not None:
         checkpoint["training"] = training
@@ -90,7 +98,8 @@ def save_checkpoint(
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote: format, model, config, class_names, category_ids, training.
+    """What `save_checkpoint` wrote: format, model, config, class_names, category_ids, is_thing,
+    training.
 
     Raises:
         InputError: the file cannot be read or `save_checkpoint` did not write it.
@@ -149,11 +158,9 @@ def load_model(
     class_names, category_ids = checkpoint.get("class_names"), checkpoint.get("category_ids")
     if weights.official and model.config.num_classes == len(COCO_CLASSES):
         class_names, category_ids = COCO_CLASSES.values(), COCO_CLASSES.keys()
-    return model.to(device).eval(), CheckpointInfo(
-        model.config.name,
-        None if class_names is None else tuple(class_names),
-        None if category_ids is None else tuple(category_ids),
-    )
+    classes = (class_names, category_ids, checkpoint.get("is_thing"))
+    by_label = (None if values is None else tuple(values) for values in classes)
+    return model.to(device).eval(), CheckpointInfo(model.config.name, *by_label)
 
 
 def _find(source: Path | str, progress: bool) -> Path:
@@ -193,7 +200,7 @@ def _check_checkpoint(path: Path | str, content: Any) -> dict[str, Any]:
     for key in ("model", "config"):
         if not isinstance(content.get(key), dict):
             raise InputError(f"{path} is a checkpoint without its {key!r}")
-    for key, kind in (("class_names", str), ("category_ids", int)):
+    for key, kind in (("class_names", str), ("category_ids", int), ("is_thing", bool)):
         values, count = content.get(key), content["config"].get("num_classes")
         fits = isinstance(values, list) and all(isinstance(value, kind) for value in values)
         if values is not None and not (fits and len(values) == count):

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,19 +20,33 @@ def _seed():
 
 
 @pytest.fixture
-def run_train(monkeypatch):
+def _signals():
+    """Programs that run in this process handle signals no longer than the test."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture
+def run_train(monkeypatch, _signals):
     """Runs train.main() in this process with the given arguments."""
     import train  # and all that it needs, which few tests do
-
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
         return train.main()
 
-    yield call
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+    return call
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys, _signals):
+    """Runs predict.py in this process, by default with `ColourModel`; see `program_runner`."""
+    from small_coco import program_runner
+
+    program = Path(__file__).parents[1] / "predict.py"
+    return program_runner(monkeypatch, capsys, program, "--device", "cpu")
 
 
 @pytest.fixture

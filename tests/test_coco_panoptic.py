@@ -166,7 +166,11 @@ def row(**changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"categories": [{"id": 3, "name": "car"}]}, "category .* has no isthing of type int"),
+        ({"categories": [{"id": 3, "name": "car"}]}, "json: no panoptic annotations"),
+        (
+            {"categories": [*CATEGORIES, {"id": 99, "name": "car"}]},
+            "category .* has no isthing of type int",
+        ),
         ({"annotations": [row(image_id=8)]}, "the annotation of image 8: no such image"),
         ({"annotations": [row(), row()]}, "the annotation of image 5 is there twice"),
         ({"annotations": [row(file_name=None)]}, "has no file_name of type str"),

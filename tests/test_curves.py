@@ -67,6 +67,19 @@ def test_a_run_s_picture(tmp_path, panels):
     assert [line.label for line in panels["learning rate"].lines] == ["highest 0.0001"]
 
 
+def test_each_measure_has_its_panel(tmp_path, panels):
+    by_ap = write_log(tmp_path / "ap", [losses(5.0) | {"AP": 3.0}])
+    by_pq = write_log(tmp_path / "pq", [losses(5.0) | {"AP": 20.0, "AP50": 60.0}])
+    by_pq.write_text(by_pq.read_text().replace("AP,AP50", "PQ,accuracy"))
+    draw_curves(by_pq, tmp_path / "one.png")
+    assert [line.label for line in panels["PQ"].lines] == ["PQ, best 20.0 at step 1"]
+    assert list(panels["mIoU"].lines[0].y) == [60] and "mask AP" not in panels
+    compare_curves([by_ap, by_pq], tmp_path / "two.png")
+    assert panels["mask AP"].lines[0].label == "ap, best 3.0 at step 1"
+    assert panels["PQ"].lines[0].label == "pq, best 20.0 at step 1"
+    assert "mIoU" not in panels  # of several runs only what chooses their best models is drawn
+
+
 def test_axes_are_logarithmic_only_where_it_takes_one(tmp_path, panels):
     draw_curves(write_log(tmp_path, [losses(20.0)] * 5), tmp_path / "a.png")
     assert not panels["loss"].log and panels["loss"].limits[0] == 0

@@ -160,3 +160,16 @@ def test_relabelled():
     other = segments.relabelled([4, -1])
     assert other.ids.tolist() == [[0, 1, 0, 3]]
     assert other.segments == (Segment(1, 4), Segment(3, 4, score=0.5))
+
+
+def test_all_of_a_class_joined():
+    ids = torch.tensor([[0, 1, 2], [3, 3, 7]], dtype=torch.int32)
+    segments = (Segment(1, 0), Segment(2, 1), Segment(3, 0, score=0.5), Segment(7, 4))
+    found = SegmentMap(ids, segments, tuple("abcde"))
+    joined = found.by_class()
+    assert joined.ids.tolist() == [[0, 1, 2], [1, 1, 5]] and joined.ids.dtype == torch.int32
+    assert joined.segments == (Segment(1, 0), Segment(2, 1), Segment(5, 4))
+    assert torch.equal(joined.labels(), found.labels())
+    assert (len(found), found.names, joined.names) == (4, list("abae"), list("abe"))
+    assert repr(joined) == "<3 segments in 3 x 2 pixels: a, b, e>"
+    assert len(SegmentMap(ids.new_zeros(2, 3), ()).by_class()) == 0

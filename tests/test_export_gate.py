@@ -1,6 +1,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,11 @@ def test_metadata_survives():
     assert Metadata.from_json(metadata().to_json(), "x") == metadata()
     unknown = Metadata(metadata().config, None, None, (1, 64, 96), "float32")
     assert Metadata.from_json(unknown.to_json(), "x") == unknown
+    stuff = replace(metadata(), is_thing=(True, False))
+    assert Metadata.from_json(stuff.to_json(), "x") == stuff
+    before = json.loads(unknown.to_json())
+    del before["is_thing"]
+    assert Metadata.from_json(json.dumps(before), "x") == unknown
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastinst.errors import InputError
-from fastinst.training.log import COLUMNS, Log, read_log
+from fastinst.metrics.measures import MEASURES
+from fastinst.training.log import Log, read_log
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +32,15 @@ def steps(folder):
 
 def test_rows_have_all_columns_and_are_there_at_once(tmp_path):
     log = Log(tmp_path)
-    row = dict(zip(COLUMNS, range(1, len(COLUMNS) + 1), strict=True)) | {"lr": 1e-4 / 3}
+    row = {name: i for i, name in enumerate(log.columns, start=1)} | {"lr": 1e-4 / 3}
     log.write(row)
     log.write({"step": 123_456_789, "AP": 12.5, "loss": float("nan")})
     header, first, second = (tmp_path / "log.csv").read_text().splitlines()
-    assert header == ",".join(COLUMNS) and first.startswith("1,2,3,3.3333333e-05,5,")
+    assert header == (
+        "step,epoch,seconds,lr,gradient_norm,loss,loss_ce,loss_mask,loss_dice,loss_proposal,"
+        "AP,AP50,images_per_second,memory_mib"
+    )
+    assert first.startswith("1,2,3,3.3333333e-05,5,")
     assert second.startswith("123456789,,,,,nan,")
     assert read_log(tmp_path / "log.csv")[0] == row | {"lr": 3.3333333e-05}
     log.close()
@@ -83,6 +88,21 @@ def test_logs_of_other_versions_are_read_by_their_columns(tmp_path):
     path.write_text("step,AP,speed\n1,3.5,9\n2,,9\n")
     written(tmp_path, [3], step=2)
     assert read_log(path)[:2] == [{"step": 1, "AP": 3.5}, {"step": 2}]
+
+
+def test_what_a_run_was_judged_by_before_keeps_its_columns(tmp_path):
+    log = Log(tmp_path)
+    log.write({"step": 1, "AP": 2.5, "AP50": 4.0})
+    log.close()
+    log = Log(tmp_path, step=1, measure=MEASURES["panoptic"])
+    log.write({"step": 2, "PQ": 1.5})
+    log.close()
+    assert log.columns[-7:-2] == ("AP", "AP50", "PQ", "SQ", "RQ")
+    rows = [{"step": 1, "AP": 2.5, "AP50": 4}, {"step": 2, "PQ": 1.5}]
+    assert read_log(tmp_path / "log.csv") == rows
+    log = Log(tmp_path, measure=MEASURES["semantic"])  # a new run
+    log.close()
+    assert log.columns[-4:-2] == ("mIoU", "accuracy")
 
 
 @pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\xff\xfe\n", None])

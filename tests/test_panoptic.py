@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture(scope="module")
 def release():
     """The outputs that the fixture was made from, their sizes, the arrays and the facts."""
-    case = Case("fastinst-d3-r50-640")
+    case = Case("fastinst-d3-r50-640", "fastinst-d3-r50-640")
     sizes = [tuple(case.arrays[f"output_size{i}"].tolist()) for i in range(2)]
     facts = json.loads((DATA / "unified.json").read_text())
     return case.outputs(), case.sizes, sizes, dict(np.load(DATA / "unified.npz")), facts

@@ -7,24 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
-from small_coco import ColourModel, program_runner, write_coco, write_yolo
+from small_coco import ColourModel, write_coco, write_yolo
 
-import fastinst.visualize
+import fastinst.prediction.instance_files
 from fastinst.data.coco import load_coco
 from fastinst.data.images import list_images
 from fastinst.errors import InputError
 from fastinst.weights import CheckpointInfo
 from fastinst.weights import load_model as load_weights_file
-
-PROGRAM = Path(__file__).parents[1] / "predict.py"
-
-
-@pytest.fixture
-def predict(monkeypatch, capsys):
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield program_runner(monkeypatch, capsys, PROGRAM, "--device", "cpu")
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 @pytest.fixture
@@ -156,8 +146,9 @@ def test_ctrl_c_keeps_what_is_done(predict, photos, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         return overlay(*args, **kwargs)
 
-    overlay = fastinst.visualize.overlay
-    monkeypatch.setattr(fastinst.visualize, "overlay", interrupted)
+    drawing = fastinst.prediction.instance_files
+    overlay = drawing.overlay
+    monkeypatch.setattr(drawing, "overlay", interrupted)
     code, _, err = predict("colour", photos, "--output", tmp_path / "out")
     assert code == 130 and "Traceback" not in err and "kept" in err
     images = read(tmp_path / "out")["images"]

@@ -57,7 +57,7 @@ def test_official_file(tmp_path, values):
     else:
         torch.save(content, path, _use_new_zipfile_serialization=values != "legacy")
     model, meta = load_model(path)
-    assert meta == (RELEASED, None, None)
+    assert meta == (RELEASED, None, None, None)
     assert model.config.num_classes == 3
     assert_official(model)
 

@@ -11,14 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_coco import program_runner
 from test_predict_program import names, read
 
-import fastinst.visualize
+import fastinst.prediction.instance_files
 from fastinst.errors import InputError
 from fastinst.video import Video, VideoWriter, find_ffmpeg
-
-PROGRAM = Path(__file__).parents[1] / "predict.py"
 
 # A clip is "WIDTH HEIGHT FRAMES COMPLAINT CODE"; frame i is red at i * 10. What is written is the
 # mean of each frame.
@@ -67,14 +64,6 @@ def fake(tmp_path, monkeypatch):
         return path
 
     return clip
-
-
-@pytest.fixture
-def predict(monkeypatch, capsys):
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    yield program_runner(monkeypatch, capsys, PROGRAM, "--device", "cpu")
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 def test_frames_in_and_out(fake, tmp_path):
@@ -169,8 +158,9 @@ def test_ctrl_c_leaves_a_whole_video(predict, fake, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         return overlay(*args, **kwargs)
 
-    overlay = fastinst.visualize.overlay
-    monkeypatch.setattr(fastinst.visualize, "overlay", interrupted)
+    drawing = fastinst.prediction.instance_files
+    overlay = drawing.overlay
+    monkeypatch.setattr(drawing, "overlay", interrupted)
     out = tmp_path / "out"
     clips = [fake(width=960, height=640, frames=25), fake("later.mp4")]
     code, _, err = predict("colour", *clips, "--output", out)

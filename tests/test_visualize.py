@@ -44,9 +44,10 @@ def label_places(monkeypatch):
     places, texts = [], {}
 
     class Watched(Labels):
-        def add(self, text, *arguments):
-            super().add(text, *arguments)
-            texts[id(self._added[-1][0])] = text
+        def add(self, text, *arguments, **options):
+            count = len(self._added)
+            super().add(text, *arguments, **options)
+            texts.update({id(label): text for label, *_ in self._added[count:]})
 
         def placed(self):
             for label, place in super().placed():
@@ -166,17 +167,6 @@ def test_masks_are_read_at_any_place():
         if left < right and top < bottom:
             window = visualize._mask_window(found, 0, (left, top, right, bottom))
             assert (window == masks[0, top:bottom, left:right].numpy()).all()
-
-
-@pytest.mark.parametrize("size", range(1, 14))
-def test_windows_slide_as_their_definition(size):
-    values = np.random.default_rng(size).integers(0, 2, (30, 25), dtype=np.uint8)
-    windows = np.lib.stride_tricks.sliding_window_view(values, (size, size))
-    assert (visualize._slide(values, size, np.maximum) == windows.max((2, 3))).all()
-    assert (visualize._slide(values, size, np.minimum) == windows.min((2, 3))).all()
-    if size <= 7:
-        total = visualize._slide(np.full((20, 20), 3, np.uint8), size, np.add)
-        assert (total == 3 * 4 ** int(np.ceil(np.log2(size)))).all()
 
 
 def test_a_label_lies_on_its_large_instance(label_places):

@@ -53,7 +53,7 @@ def test_checkpoint_round_trip_is_exact(tmp_path):
     restored, meta = load_model(path)
     assert_same(restored.state_dict(), model.state_dict())
     assert restored.config == model.config and not restored.training
-    assert meta == CheckpointInfo("fastinst-d1-r18-192", ("a", "b", "c"), (1, 5, 9))
+    assert meta == CheckpointInfo("fastinst-d1-r18-192", ("a", "b", "c"), (1, 5, 9), None)
 
 
 def test_bare_state_dicts_load_into_a_model_but_do_not_make_one(tmp_path):

@@ -53,6 +53,11 @@ def load_coco_panoptic(
     mask_folder = json_path.with_suffix("")
     tables = read_tables(json_path)
     category_ids, class_names = read_categories(tables[2], json_path)
+    if not any("isthing" in row for row in tables[2]):
+        raise InputError(
+            f"{json_path}: no panoptic annotations, for no category says by isthing whether it is "
+            f"a thing or stuff. {FIX}"
+        )
     flags = column(tables[2], "isthing", int, "category", json_path)
     is_thing = {row["id"]: flag == 1 for row, flag in zip(tables[2], flags, strict=True)}
     labels = {category_id: label for label, category_id in enumerate(category_ids)}

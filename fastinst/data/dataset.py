@@ -1,6 +1,7 @@
 """A data set of images with instance masks, whatever format its files have."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,3 +100,10 @@ def unique_names(names: dict[int, str]) -> tuple[str, ...]:
     return tuple(
         name if counts[name] == 1 else f"{name} ({id_})" for id_, name in sorted(names.items())
     )
+
+
+def names_of(labels: Iterable[int], class_names: Sequence[str] | None) -> list[str]:
+    """The class names of labels; "class 1" for label 0 where they are unknown."""
+    if class_names is None:
+        return [f"class {label + 1}" for label in labels]
+    return [class_names[label] for label in labels]

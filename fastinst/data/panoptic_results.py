@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-results
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -30,22 +31,8 @@ class PanopticResults:
     def add(self, image_id: int | str, found: SegmentMap) -> None:
         """Write the PNG of one more image. Raises InputError if that cannot be done."""
         name = f"{image_id:012}.png" if isinstance(image_id, int) else f"{image_id}.png"
-        ids = found.ids.cpu().numpy()
-        with write_whole(self.folder / name) as file:
-            colours_of_ids(ids).save(file, "PNG")
-        areas = dict(zip(*(x.tolist() for x in np.unique(ids, return_counts=True)), strict=True))
-        segments = [
-            {
-                "id": segment.id,
-                "category_id": self.category_ids[segment.label],
-                "iscrowd": int(segment.iscrowd),
-                "area": areas.get(segment.id, 0),
-            }
-            for segment in found.segments
-        ]
-        self.annotations.append(
-            {"image_id": image_id, "file_name": name, "segments_info": segments}
-        )
+        written = write_segments(self.folder, name, found, self.category_ids)
+        self.annotations.append({"image_id": image_id} | written)
 
     def finish(self) -> None:
         """Write the JSON; of several processes, which all call this, the first one writes it.
@@ -61,3 +48,27 @@ class PanopticResults:
             self.annotations = [annotation for part in parts for annotation in part]
         with write_whole(self.json_path) as file:
             file.write(json.dumps({"annotations": self.annotations}).encode())
+
+
+def write_segments(
+    folder: Path, name: str, found: SegmentMap, category_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Write folder/name, a PNG of ids, and return what an annotation says of it.
+
+    category_ids: by label
+    Raises InputError if it cannot be written.
+    """
+    ids = found.ids.cpu().numpy()
+    with write_whole(folder / name) as file:
+        colours_of_ids(ids).save(file, "PNG")
+    areas = dict(zip(*(x.tolist() for x in np.unique(ids, return_counts=True)), strict=True))
+    segments = [
+        {
+            "id": segment.id,
+            "category_id": category_ids[segment.label],
+            "iscrowd": int(segment.iscrowd),
+            "area": areas.get(segment.id, 0),
+        }
+        for segment in found.segments
+    ]
+    return {"file_name": name, "segments_info": segments}

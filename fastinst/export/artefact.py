@@ -21,7 +21,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class Artefact:
     """An exported network that takes what the model takes, and returns what it returns.
 
-    config, class_names, category_ids: of the model
+    config, class_names, category_ids, is_thing: of the model
     input_size: (height, width) of a file for one size, else None
     device: where batches are to be, and where results are
     dtype: that batches are to be in, float32 whatever the file computes in
@@ -39,6 +39,7 @@ class Artefact:
         self.metadata = metadata
         self.config = metadata.config
         self.class_names, self.category_ids = metadata.class_names, metadata.category_ids
+        self.is_thing = metadata.is_thing
         self.input_size = None if metadata.dynamic else metadata.shape[1:]
         self.device = device
         statistics = torch.tensor([self.config.pixel_mean, self.config.pixel_std], device=device)

@@ -22,6 +22,7 @@ class Metadata:
     shape: (batch, height, width) of the images; for a dynamic file the batch is None, and height
         and width are the least that it takes
     dtype: "float32", "float16" or "bfloat16", what it computes in
+    is_thing: by label; None if all are, or unknown, as in files of earlier versions
     """
 
     config: ModelConfig
@@ -29,6 +30,7 @@ class Metadata:
     category_ids: tuple[int, ...] | None
     shape: tuple[int | None, int, int]
     dtype: str
+    is_thing: tuple[bool, ...] | None = None
 
     @property
     def dynamic(self) -> bool:

@@ -180,7 +180,7 @@ def _make_parser(description: str) -> ArgumentParser:
     length.add_argument("--steps", type=_positive(int), metavar="N", help="instead of --epochs")
     pause = "steps between evaluations and saves [an epoch, but at most 50 times]"
     add("--eval-every", type=_positive(int), metavar="N", help=pause)
-    patience = "stop after so many evaluations without a better AP [never]"
+    patience = "stop after so many evaluations without a better result [never]"
     add("--patience", type=_positive(int), metavar="N", help=patience)
     limit = "save and stop before it is over: 55m, 2h, 1h30m"
     add("--time-limit", type=_duration, metavar="TIME", help=limit)

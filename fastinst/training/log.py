@@ -8,13 +8,11 @@ from typing import Any
 
 from fastinst.errors import InputError
 from fastinst.files import write_whole
+from fastinst.metrics.measures import MEASURES, Measure
 
 LOSS_KINDS = ("loss_ce", "loss_mask", "loss_dice", "loss_proposal")
-COLUMNS = (
-    *("step", "epoch", "seconds", "lr", "gradient_norm"),
-    *("loss", *LOSS_KINDS, "AP", "AP50"),
-    *("images_per_second", "memory_mib"),
-)
+_BEFORE = ("step", "epoch", "seconds", "lr", "gradient_norm", "loss", *LOSS_KINDS)
+_AFTER = ("images_per_second", "memory_mib")
 
 
 class Log:
@@ -23,27 +21,39 @@ class Log:
     folder: of the run
     step: of the checkpoint that is resumed, else 0; rows of later steps are dropped
     say: told once where TensorBoard looks, or that there is no TensorBoard
+    measure: whose numbers validation gives; a resumed run keeps its columns of others
+    columns: their names, in their order
     Raises InputError if log.csv cannot be written, here and at every row.
     """
 
-    def __init__(self, folder: Path | str, step: int = 0, say: Callable[[str], object] = print):
+    def __init__(
+        self,
+        folder: Path | str,
+        step: int = 0,
+        say: Callable[[str], object] = print,
+        measure: Measure = MEASURES["instance"],
+    ):
         self.path = Path(folder) / "log.csv"
         rows = read_log(self.path) if step and self.path.exists() else []
-        lines = [",".join(COLUMNS) + "\n", *(_line(row) for row in rows if row["step"] <= step)]
+        rows = [row for row in rows if row["step"] <= step]
+        found = {name for row in rows for name in row}.union(measure.numbers)
+        measured = [name for m in MEASURES.values() for name in m.numbers if name in found]
+        self.columns = (*_BEFORE, *measured, *_AFTER)
+        lines = [",".join(self.columns) + "\n", *map(self._line, rows)]
         with write_whole(self.path) as file:
             file.write("".join(lines).encode())
         self._file = self.path.open("a", encoding="utf-8", newline="")
         self._tensorboard = _open_tensorboard(Path(folder), step, say)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """row: values by names of COLUMNS, of which all but "step" may be left out"""
+        """row: values by names of `columns`, of which all but "step" may be left out"""
         try:
-            self._file.write(_line(row))
+            self._file.write(self._line(row))
             self._file.flush()
         except OSError as error:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         if self._tensorboard:
-            for name in COLUMNS[1:]:
+            for name in self.columns[1:]:
                 if name in row:
                     self._tensorboard.add_scalar(name, row[name], row["step"])
 
@@ -51,6 +61,10 @@ class Log:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+    def _line(self, row: Mapping[str, float]) -> str:
+        values = (row.get(name, "") for name in self.columns)
+        return ",".join(f"{v:.8g}" if isinstance(v, float) else str(v) for v in values) + "\n"
 
 
 def loss_columns(losses: Mapping[str, float]) -> dict[str, float]:
@@ -83,11 +97,6 @@ def read_log(path: Path | str) -> list[dict[str, float]]:
             values = {name: float(value) for name, value in fields.items() if value}
             found.append(values | {"step": int(fields["step"])})
     return found
-
-
-def _line(row: Mapping[str, float]) -> str:
-    values = (row.get(name, "") for name in COLUMNS)
-    return ",".join(f"{v:.8g}" if isinstance(v, float) else str(v) for v in values) + "\n"
 
 
 def _open_tensorboard(folder: Path, step: int, say: Callable[[str], object]) -> Any | None:

@@ -4,7 +4,6 @@ import argparse
 import shlex
 from pathlib import Path
 
-from fastinst.metrics.table import format_table
 from fastinst.training.processes import Processes
 from fastinst.training.run_folder import BEST, LAST
 from fastinst.training.state import Progress
@@ -24,7 +23,7 @@ def describe_outcome(
     steps: of the whole run, as planned
     stopped_by: why a run that can be resumed has stopped; None for one that is done
     """
-    lines = []
+    lines, measure = [], validation.measure
     if progress.skipped_steps:
         lines.append(
             f"{progress.skipped_steps} steps were skipped, as their gradients were not finite"
@@ -39,20 +38,19 @@ def describe_outcome(
         lines.append(f"stopped by {stopped_by} after step {progress.step}; continue with: {again}")
         return lines
     if progress.step < steps:
-        lines.append(f"ended early: no better AP in {args.patience} evaluations")
+        lines.append(f"ended early: no better {measure.chief} in {args.patience} evaluations")
     if validation.summary:
-        lines.append(f"best mask AP {progress.best_ap:.2f}; the last evaluation:")
-        lines.append(format_table(validation.summary))
+        lines.append(f"best {measure.title} {progress.best:.2f}; the last evaluation:")
+        lines.append(measure.format(validation.summary))
     val = validation.val
+    task = "" if args.task == "instance" else f" --task {args.task}"
     if val is None:
         last = shlex.quote(str(Path(args.output) / LAST))
-        lines.append(f"next: python predict.py {last} YOUR_IMAGES")
+        lines.append(f"next: python predict.py {last} YOUR_IMAGES{task}")
     else:
         data = ["--data", args.val or args.data]
         if args.images:
             data = ["--data", str(val.source), "--images", str(val.image_folder)]
-        if args.task != "instance":
-            data += ["--task", args.task]
         best = [str(Path(args.output) / BEST), *data]
-        lines.append(f"next: python evaluate.py {shlex.join(best)}")
+        lines.append(f"next: python evaluate.py {shlex.join(best)}{task}")
     return lines

@@ -33,6 +33,7 @@ class RunFolder:
         class_names: Sequence[str],
         category_ids: Sequence[int],
         training: dict[str, Any],
+        is_thing: Sequence[bool] | None = None,
     ) -> None:
         """Write last.pt, as `save_checkpoint`; the former one becomes previous.pt.
 
@@ -50,7 +51,7 @@ class RunFolder:
         # A damaged last.pt must not take the place of the good previous.pt.
         former = previous if self._saved or _read(last)[0] else None
         try:
-            save_checkpoint(last, model, class_names, category_ids, training, former)
+            save_checkpoint(last, model, class_names, category_ids, training, former, is_thing)
         except InputError as error:
             kept = [name for name in (LAST, PREVIOUS) if (self.path / name).exists()]
             state = f"; {' and '.join(kept)} of the run are as before" if kept else ""

@@ -39,8 +39,7 @@ from fastinst.data.images import read_image
 from fastinst.device import choose_device
 from fastinst.errors import ArgumentParser, InputError, run
 from fastinst.files import check_output_file, make_output_folder, write_whole
-from fastinst.metrics.evaluate import evaluate
-from fastinst.metrics.evaluate_segments import evaluate_segments
+from fastinst.metrics.measures import MEASURES
 from fastinst.model import FastInst
 from fastinst.predictor import Predictor
 from fastinst.records import describe_machine, format_rows, print_machine, read_rows
@@ -86,10 +85,7 @@ def main() -> int:
         predictor = predictors[column.name] = Predictor(model, device, "float32")
         predictor.class_names = info.class_names
         print(f"{column.name}: {runs[column.name, task]}")
-        if task == "instance":
-            evaluator = evaluate(predictor, validation[task], keep_results=False)
-        else:
-            evaluator = evaluate_segments(predictor, validation[task], task)
+        evaluator = MEASURES[task].evaluate(predictor, validation[task])
         measured[column.name] |= evaluator.summarize() | {PARAMETERS: millions(model)}
     val = validation[table.tasks[0]]
     times = time_in_turn(predictors, val, args.seconds)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastinst.config import make_config
+from fastinst.metrics.measures import MEASURES
 from fastinst.model import FastInst
 
 # As they are asked of an evaluation, or measured beside it.
 PARAMETERS, FPS = "Param. (M)", "FPS"
 BY_SIZE = ("AP", "APs", "APm", "APl", FPS)
-# What a model has to be trained for to have a measure; of the others, any.
-TASKS = {"PQ": "panoptic", "mIoU": "semantic"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Table:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What each of its models is trained for, one after the other."""
-        of_measures = (TASKS.get(measure, "instance") for measure in self.measures)
-        return tuple(dict.fromkeys(of_measures))
+        return tuple(task for task in MEASURES if MEASURES[task].chief in self.measures)
 
 
 def _switched(letters: str, *paper: float) -> Column:

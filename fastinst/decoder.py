@@ -1,5 +1,6 @@
 """The dual-path decoder (paper, section 3.3): pixels and queries update each other in turn."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -148,6 +149,22 @@ class PredictionHead(nn.Module):
         self.class_mlp = MLP(dim, dim, dim, num_classes + 1)
         self.mask_mlp = MLP(dim, dim, dim, dim)
         self.pixel_map = nn.Linear(dim, dim)
+
+    @torch.no_grad()
+    def start_masks_at(self, probability: float) -> None:
+        """Lets new masks have about this probability, less than one half, at every pixel.
+
+        Masks have no bias of their own: the first channel becomes a constant, negative in the
+        queries' embeddings and positive in the mapped pixels, and the only one with biases.
+        """
+        constant = math.sqrt(math.log((1 - probability) / probability))
+        nn.init.zeros_(self.pixel_map.weight[0])
+        for bias, first in (
+            (self.mask_mlp.layers[-1].bias, -constant),
+            (self.pixel_map.bias, constant),
+        ):
+            nn.init.zeros_(bias)
+            bias[0] = first
 
     def forward(self, queries: Tensor, pixels: Tensor) -> Output:
         """queries [B, N, C], pixels [B, L, C]."""

@@ -6,6 +6,7 @@ of p3 read the queries in turn, so that they change from layer to layer. Without
 layers take p5, p4 and p3 in turn (Mask2Former, arXiv 2112.01527, section 3.2).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -179,6 +180,22 @@ class PredictionHead(nn.Module):
         self.class_mlp = MLP(*[dim] * class_layers, num_classes + 1)
         self.mask_mlp = MLP(dim, dim, dim, dim)
         self.pixel_map = nn.Linear(dim, dim)
+
+    @torch.no_grad()
+    def start_masks_at(self, probability: float) -> None:
+        """Lets new masks have about this probability, less than one half, at every pixel.
+
+        Masks have no bias of their own: the first channel becomes a constant, negative in the
+        queries' embeddings and positive in the mapped pixels, and the only one with biases.
+        """
+        constant = math.sqrt(math.log((1 - probability) / probability))
+        nn.init.zeros_(self.pixel_map.weight[0])
+        for bias, first in (
+            (self.mask_mlp.layers[-1].bias, -constant),
+            (self.pixel_map.bias, constant),
+        ):
+            nn.init.zeros_(bias)
+            bias[0] = first
 
     def forward(self, queries: Tensor, pixels: Tensor) -> Output:
         """queries [B, N, C], pixels [B, L, C]."""

@@ -35,6 +35,17 @@ def test_masks_are_dot_products_with_the_mapped_pixels():
     torch.testing.assert_close(output.logits, head.class_mlp(head.norm(queries)))
 
 
+@pytest.mark.parametrize("probability", [0.01, 0.2])
+def test_masks_start_at_a_probability_for_all_queries_and_pixels(probability):
+    head = PredictionHead(256, 4)
+    queries, pixels = torch.randn(2, 100, 256), torch.randn(2, 400, 256).relu()
+    assert 0.3 < head(queries, pixels).masks().sigmoid().median() < 0.7
+    head.start_masks_at(probability)
+    started = head(queries, pixels).masks()
+    assert 0.4 * probability < started.sigmoid().median() < 2 * probability
+    assert started.std() < 1.5 and started.max() < 3
+
+
 def test_the_attention_mask_is_the_sign_of_the_mask_logits():
     head = PredictionHead(12, 4).double()
     nn.init.normal_(head.pixel_map.bias)

@@ -11,6 +11,11 @@ from fastinst.weights import load_weights
 # Batch norms that share statistics over fewer images than the first number train badly. Pretrained
 # ones are left frozen below the second; the release freezes them at its 16.
 FEWEST_FOR_STATISTICS, FEWEST_TO_UNFREEZE = 4, 32
+# Instances are small parts of their images. From masks of one half everywhere, as the release's are
+# at first, nearly all of the first gradient is to clear them. It is tens of times what the decoder
+# gets later, and AdamW divides by it for hundreds of steps (benchmarks/LOG.md). So masks start at a
+# prior, as RetinaNet's classes do, and at its value (arXiv 1708.02002, section 4.1).
+MASK_PRIOR = 0.01
 
 
 def initial_model(
@@ -48,6 +53,8 @@ def initial_model(
             "--batch-norm train"
         )
     model = create_model(name, num_classes, **options | {"frozen_batch_norm": frozen})
+    for head in model.decoder.heads:  # those that the weights have start as they are there
+        head.start_masks_at(MASK_PRIOR)
 
     start = "none, training from scratch"
     if weights:

@@ -43,11 +43,12 @@ $(VENV)/extras: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --retries 2 onnx onnxscript onnxruntime cityscapesscripts \
 		&& touch $@ || echo "without ONNX and Cityscapes' scripts: their tests are skipped"
 
-# The second run is of the definitions that the kernels replace. One thread: the models of the tests
-# are too small to gain from more.
+# The second run is of the definitions that the kernels replace. One thread for each process: the
+# models of the tests are too small to gain from more.
+PROCESSES ?= 2
 test: install $(VENV)/extras
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
-	FASTINST_KERNELS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(DEFINITIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES) -m "not slow"
+	FASTINST_KERNELS=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES) $(DEFINITIONS)
 
 # The slow ones as well.
 test-all: test

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastinst import ops
 from fastinst.config import ModelConfig
-from fastinst.decoder import Output
+from fastinst.heads import Output
 from fastinst.matcher import Matches
 from fastinst.targets import Targets, nearest, to_device
 

@@ -6,33 +6,17 @@ of p3 read the queries in turn, so that they change from layer to layer. Without
 layers take p5, p4 and p3 in turn (Mask2Former, arXiv 2112.01527, section 3.2).
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastinst import ops
+from fastinst.attention import Attention, FeedForward
+from fastinst.heads import Output, PredictionHead
 from fastinst.pixel_decoder import resize
 from fastinst.positions import Positions
 from fastinst.queries import Queries
-
-
-class Output(NamedTuple):
-    """What one head says of N queries. Masks are computed where they are needed."""
-
-    logits: Tensor  # [B, N, K + 1], the last class is no-object
-    keys: Tensor  # [B, N, C]
-    offsets: Tensor  # [B, N, 1]
-    pixels: Tensor  # [B, L, C]
-
-    def masks(self, pixels: Tensor | None = None) -> Tensor:
-        """Logits [B, N, L], or of other pixels [B, l, C] than its own."""
-        return torch.baddbmm(
-            self.offsets, self.keys, (self.pixels if pixels is None else pixels).mT
-        )
 
 
 class State(NamedTuple):
@@ -67,65 +51,6 @@ class Trace(NamedTuple):
     masks: list[Tensor]  # [B, N_a, L] logits, of which nothing has a gradient
 
 
-class Attention(nn.Module):
-    """Multi-head attention with its residual and LayerNorm after it (post-norm).
-
-    x = LN(x + MHA(q = x + x_position, k = memory + memory_position, v = memory))
-    """
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))  # q, k, v
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(
-        self,
-        x: Tensor,
-        x_position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        attend: Tensor | None = None,
-    ) -> Tensor:
-        """x [B, N, C] reads memory [B, M, C], everywhere without `attend`.
-
-        attend: see `ops.masked_cross_attention`
-        """
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        inputs = (x + x_position, memory + memory_position, memory)
-        query, key, value = (
-            ops.linear(y, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for y, weight, bias in zip(inputs, weights, biases, strict=True)
-        )
-        if attend is None:
-            out = ops.attention_to_queries(query, key, value)
-        else:
-            out = ops.masked_cross_attention(query, key, value, attend)
-        out = ops.linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
-        return self.norm(x + out)
-
-
-class FeedForward(nn.Module):
-    """x = LN(x + W2 ReLU(W1 x))."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
-        self.norm = nn.LayerNorm(dim)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = ops.linear(x, self.linear1.weight, self.linear1.bias, relu=True)
-        return self.norm(x + ops.linear(hidden, self.linear2.weight, self.linear2.bias))
-
-
 class Layer(nn.Module):
     """Queries read pixels and each other. In the dual path the pixels read the queries before."""
 
@@ -150,73 +75,6 @@ class Layer(nn.Module):
         queries = self.self_attention(queries, query_position, queries, query_position)
         queries = self.query_ffn(queries)
         return State(queries, pixels)
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, *dims: int):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(i, o) for i, o in zip(dims[:-1], dims[1:], strict=True)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        return self.layers[-1](x)
-
-
-class PredictionHead(nn.Module):
-    """Classes and masks of the queries; a mask is a dot product with the mapped pixels.
-
-    With embeddings E and the mapping W x + b, E (W x + b) = (E W) x + E b: from this side no pixel
-    is mapped. E W are the masks' keys, E b their offsets.
-    """
-
-    def __init__(self, dim: int, num_classes: int, class_layers: int = 3):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.class_mlp = MLP(*[dim] * class_layers, num_classes + 1)
-        self.mask_mlp = MLP(dim, dim, dim, dim)
-        self.pixel_map = nn.Linear(dim, dim)
-
-    @torch.no_grad()
-    def start_masks_at(self, probability: float) -> None:
-        """Lets new masks have about this probability, less than one half, at every pixel.
-
-        Masks have no bias of their own: the first channel becomes a constant, negative in the
-        queries' embeddings and positive in the mapped pixels, and the only one with biases.
-        """
-        constant = math.sqrt(math.log((1 - probability) / probability))
-        nn.init.zeros_(self.pixel_map.weight[0])
-        for bias, first in (
-            (self.mask_mlp.layers[-1].bias, -constant),
-            (self.pixel_map.bias, constant),
-        ):
-            nn.init.zeros_(bias)
-            bias[0] = first
-
-    def forward(self, queries: Tensor, pixels: Tensor) -> Output:
-        """queries [B, N, C], pixels [B, L, C]."""
-        queries = self.norm(queries)
-        return Output(self.class_mlp(queries), *self._keys(queries), pixels)
-
-    def attention_mask(self, queries: Tensor, pixels: Tensor) -> Tensor:
-        """Masks >= 0 as bits, [B, N, ceil(L / 32)] int32, without storing a logit.
-
-        See `ops.attention_mask`.
-        """
-        keys, offsets = self._keys(self.norm(queries))
-        # Under autocast the products are of another dtype than the normalised pixels.
-        return ops.attention_mask(
-            keys.to(pixels.dtype), pixels, offsets.squeeze(2).to(pixels.dtype)
-        )
-
-    def _keys(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings = self.mask_mlp(normalised)
-        weight, bias = self.pixel_map.weight, self.pixel_map.bias
-        return embeddings @ weight, embeddings @ bias.unsqueeze(1)
 
 
 class Decoder(nn.Module):

@@ -19,7 +19,7 @@ from fastinst.criterion import (
     prediction_losses,
     proposal_loss,
 )
-from fastinst.decoder import Output
+from fastinst.heads import Output
 from fastinst.matcher import Matches
 
 QUERIES, DIM, LAYERS = 5, 4, 1

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from fastinst import create_model, ops
-from fastinst.decoder import Attention, PredictionHead
+from fastinst.attention import Attention
+from fastinst.heads import PredictionHead
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastinst import ops
+from fastinst.attention import Attention, FeedForward
 from fastinst.backbone import DeformableConv2d
-from fastinst.decoder import MLP, Attention, FeedForward
 from fastinst.engine import decoder
 from fastinst.engine.convolution import (
     Convolution,
@@ -21,6 +21,7 @@ from fastinst.engine.decoder import PreparedAttention, PreparedFeedForward, prep
 from fastinst.engine.group_norm import ChannelsLastGroupNorm
 from fastinst.engine.linear import linear
 from fastinst.engine.positions import KEPT_SIZES, KeptPositions
+from fastinst.heads import MLP
 from fastinst.positions import PositionEmbedding
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from fastinst import ops
-from fastinst.decoder import MLP, Attention, FeedForward
+from fastinst.attention import Attention, FeedForward
 from fastinst.engine.linear import Linear, linear
 from fastinst.engine.positions import PositionTerm
+from fastinst.heads import MLP
 
 # Pixels that the feed-forward network of a CPU takes at once: 4 MB of float32 between its layers,
 # which stay in the cache and are the same memory each time.
@@ -14,7 +15,7 @@ ROWS = 1024
 
 
 class PreparedAttention(nn.Module):
-    """What `decoder.Attention` computes.
+    """What `attention.Attention` computes.
 
     attention: in float64, on the CPU
     device, dtype: where and in what it is to run
@@ -63,7 +64,7 @@ class PreparedAttention(nn.Module):
 
 
 class PreparedFeedForward(nn.Module):
-    """What `decoder.FeedForward` computes, on a CPU a part of the rows after the other."""
+    """What `attention.FeedForward` computes, on a CPU a part of the rows after the other."""
 
     def __init__(self, feed_forward: FeedForward, device: torch.device, dtype: torch.dtype):
         super().__init__()
@@ -84,7 +85,7 @@ class PreparedFeedForward(nn.Module):
 
 
 def prepared_mlp(mlp: MLP, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
-    """What `decoder.MLP` computes."""
+    """What `heads.MLP` computes."""
     *hidden, last = mlp.layers
     return nn.Sequential(
         *(_linear(*x.parameters(), device, dtype, relu=True, few_rows=True) for x in hidden),

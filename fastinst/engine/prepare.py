@@ -5,13 +5,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from fastinst.attention import Attention, FeedForward
 from fastinst.backbone import DeformableConv2d
-from fastinst.decoder import MLP, Attention, FeedForward
 from fastinst.engine.convolution import Convolution, DeformableConvolution, convolution
 from fastinst.engine.decoder import PreparedAttention, PreparedFeedForward, prepared_mlp
 from fastinst.engine.group_norm import ChannelsLastGroupNorm
 from fastinst.engine.network import PreparedNetwork
 from fastinst.engine.positions import KeptPositions
+from fastinst.heads import MLP
 from fastinst.model import FastInst
 
 # Of a layer's attentions, those with pixels on one side, whose positions are always the same.

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastinst import ops
-from fastinst.decoder import Attention, DualPathDecoder
+from fastinst.attention import Attention
+from fastinst.decoder import DualPathDecoder
 from fastinst.errors import InputError
 from fastinst.figures.colour_map import colour_map
 from fastinst.figures.observation import observe

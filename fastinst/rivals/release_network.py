@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastinst.attention import Attention, FeedForward
 from fastinst.backbone import Bottleneck, DeformableConv2d
-from fastinst.decoder import Attention, FeedForward, PredictionHead
 from fastinst.errors import InputError
+from fastinst.heads import PredictionHead
 from fastinst.model import FastInst
 from fastinst.ops.select_queries import MINIMUM_PROBABILITY
 from fastinst.pixel_decoder import resize

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastinst import ops
 from fastinst.config import ModelConfig
-from fastinst.decoder import PredictionHead, State
+from fastinst.decoder import State
+from fastinst.heads import PredictionHead
 from fastinst.model import FastInst
 from fastinst.ops.bilinear import sample_maps
 

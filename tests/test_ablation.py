@@ -98,7 +98,7 @@ def test_printed_tables():
     )
 
 
-def test_the_program_trains_once_and_goes_on_where_it_was(tmp_path):
+def test_the_program_trains_one_model_for_table_3_and_never_again(tmp_path):
     data, output = tmp_path / "my data", tmp_path / "the runs"
     write_demo(data, train=4, val=2)
     arguments = ("table3", "--data", data, "--output", output, "--csv", tmp_path / "rows.csv")

@@ -1,5 +1,6 @@
 """What a training run starts with."""
 
+import pytest
 import torch
 
 from fastinst import create_model
@@ -9,9 +10,9 @@ from fastinst.weights import save_checkpoint
 NAME, OPTIONS = "fastinst-d1-r18-192", {"hidden_dim": 64, "num_heads": 2, "ffn_dim": 32}
 
 
-def start(weights=None):
+def start(weights=None, name=NAME):
     return initial_model(
-        *(NAME, 3, OPTIONS),
+        *(name, 3, OPTIONS),
         size=64,
         weights=weights,
         batch_norm="train",
@@ -20,8 +21,9 @@ def start(weights=None):
     )
 
 
-def test_new_masks_start_at_the_prior():
-    model = start()
+@pytest.mark.parametrize("name", [NAME, "mask2former-light-r50-640"])
+def test_new_masks_start_at_the_prior(name):
+    model = start(name=name)
     for head in model.decoder.heads:
         masks = head(torch.randn(2, 20, 64), torch.randn(2, 50, 64).relu()).masks()
         assert 0.4 * MASK_PRIOR < masks.sigmoid().median() < 2 * MASK_PRIOR
